@@ -1,0 +1,32 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: demo test check bench conformance clean
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -e ".[test]"
+	touch $@
+
+demo: .venv/.installed  ## the main job on scikit-learn's digits: train, cut, recover, ship, prove
+	$(BIN)/aerogel compress lenet5 --data digits --target latency=0.5 --max-drop 3
+
+test: .venv/.installed check  ## the whole suite
+	$(BIN)/pytest -n 2 -m "not slow"
+
+check: .venv/.installed  ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: .venv/.installed  ## timings; none of them decides a test
+	$(BIN)/python benchmarks/first_light.py
+
+conformance: .venv/.installed  ## the long half of the suite
+	$(BIN)/pytest -n 2 -m slow
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,31 @@
+"""aerogel makes neural networks light: design, measure, distil, prune and ship, with proof."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["AerogelError", "capture", "cost", "data", "distill", "export", "load", "nets", "prune", "save", "train"]
+
+_HOME = {
+    "AerogelError": "aerogel.errors",
+    "capture": "aerogel.graph",
+    "load": "aerogel.export",
+    "save": "aerogel.export",
+}
+
+if TYPE_CHECKING:
+    from aerogel import cost, data, distill, export, nets, prune, train
+    from aerogel.errors import AerogelError
+    from aerogel.export import load, save
+    from aerogel.graph import capture
+
+
+def __getattr__(name: str) -> Any:
+    """Imports an area on first use, so that `import aerogel` and `aerogel --help` never wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'aerogel' has no attribute {name!r}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    return importlib.import_module(f"aerogel.{name}")
