@@ -6,7 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AerogelError", "capture", "cost", "data", "distill", "export", "load", "nets", "prune", "save", "train"]
+__all__ = [
+    "AerogelError",
+    "capture",
+    "cost",
+    "data",
+    "distill",
+    "export",
+    "load",
+    "nets",
+    "prune",
+    "save",
+    "train",
+]
 
 _HOME = {
     "AerogelError": "aerogel.errors",

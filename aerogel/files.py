@@ -65,7 +65,9 @@ def new_folder(path: Path, caller: str) -> Iterator[Path]:
 
 def refuse_existing(path: Path, caller: str) -> None:
     if Path(path).exists():
-        raise AerogelError(f"{caller}: {path} exists and is never overwritten; name another --out or move it away")
+        raise AerogelError(
+            f"{caller}: {path} exists and is never overwritten; name another --out or move it away"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,7 +86,9 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise AerogelError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
+        raise AerogelError(
+            f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,5 @@
+"""`python -m aerogel` is `aerogel`."""
+
+from aerogel.cli import main
+
+main()

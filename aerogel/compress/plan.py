@@ -1,0 +1,142 @@
+"""Stage 3: sub-goals, and how long it will take.
+
+A latency goal becomes a MACs goal by measuring: cut, export, time beside the original, and close in; of widths in
+multiples of 1 and of 8, those are taken that keep more MACs at the goal. Nothing is trained for it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aerogel.compress.check import Checked
+from aerogel.compress.job import Job
+from aerogel.compress.measure import compare_files
+from aerogel.compress.run import Run
+from aerogel.console import duration
+from aerogel.cost.latency import Ratio
+from aerogel.errors import CutError
+from aerogel.export.onnx import export_onnx
+from aerogel.prune import cut
+
+MARGIN = 0.97  # aim this far inside a latency goal: the verdict is on the upper bound
+TRIES = 6
+EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
+
+
+def plan(job: Job, run: Run, checked: Checked, model: nn.Module) -> dict[str, Any]:
+    """run["plan"]: {"round_to", "target": {metric: final fraction}, "epochs": [per step], "seconds"}."""
+    if "plan" in run:
+        return run["plan"]
+    target = {metric: share for metric, share in checked.fractions.items() if metric != "latency"}
+    round_to = job.settings.round_to or 1
+    if "latency" in checked.fractions:
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Probe(job, run.path / "candidates/000/model.onnx", Path(folder))
+            share, round_to = _macs_for_latency(job, probe, model, checked.fractions["latency"])
+        target["macs"] = min(share, target.get("macs", 1.0))
+    last = job.settings.recover * job.settings.train.epochs
+    epochs = [EARLY_SHARE * last] * (job.settings.steps - 1) + [last]
+    seconds = _seconds(job, run, model, target, epochs)
+    goal = ", ".join(f"{metric} x{share:.3f}" for metric, share in target.items())
+    job.console.say(
+        "plan", f"{len(epochs)} cuts to {goal}, widths in multiples of {round_to}, about {duration(seconds)}"
+    )
+    found = {"round_to": round_to, "target": target, "epochs": epochs, "seconds": seconds}
+    run["plan"] = found
+    return found
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A cut to `share` of the MACs (asked), which kept `macs` of them (widths come in steps) and took `ratio` of
+    the original's latency."""
+
+    share: float
+    macs: float
+    ratio: float
+
+
+class Probe:
+    """Cuts a copy, exports it and times it beside the original; the weights are as they come."""
+
+    def __init__(self, job: Job, whole: Path, folder: Path, seconds: float = 1.0) -> None:
+        self._job, self._whole, self._folder, self._seconds = job, whole, folder, seconds
+        self._count = 0
+
+    def __call__(self, model: nn.Module, share: float, round_to: int) -> Probed:
+        """Raises CutError when the share is out of reach with such widths."""
+        settings = self._job.settings
+        less = cut(model, self._job.example, target={"macs": share}, criterion=settings.criterion,
+                   round_to=round_to, protect=settings.protect)  # fmt: skip
+        return Probed(share, less.after.macs / less.before.macs, self.time(less.model).ratio.value)
+
+    def time(self, model: nn.Module) -> Ratio:
+        self._count += 1
+        file = export_onnx(model, self._job.example, self._folder / f"{self._count}.onnx").path
+        return compare_files(self._job, self._whole, file, self._seconds)
+
+
+def _macs_for_latency(job: Job, probe: Probe, model: nn.Module, goal: float) -> tuple[float, int]:
+    """(the share of MACs to ask for, the multiple for widths): whichever keeps the most MACs within the goal."""
+    found = {}
+    for multiple in [job.settings.round_to] if job.settings.round_to else [1, 8]:
+        best = _largest_within(probe, model, goal * MARGIN, multiple)
+        if best:
+            found[multiple] = best
+    if not found:
+        raise CutError(f"--target {goal:g}: no cut met it in {TRIES} tries; ask for more, or set round_to in --config")
+    round_to = max(found, key=lambda m: found[m].macs)
+    best = found[round_to]
+    job.console.say("plan", f"MACs x{best.macs:.3f} in widths of {round_to} give latency x{best.ratio:.3f}, goal x{goal:.3f}")
+    return best.share, round_to
+
+
+def _largest_within(probe: Probe, model: nn.Module, goal: float, multiple: int) -> Probed | None:
+    """The largest share of MACs found whose latency is within the goal, by regula falsi between 0 and 1."""
+    low, high = Probed(0.0, 0.0, 0.0), Probed(1.0, 1.0, 1.0)
+    share, best = goal, None
+    for _ in range(TRIES):
+        try:
+            now = probe(model, share, multiple)
+        except CutError:  # past what such widths reach
+            now = Probed(share, share, 0.0)
+        else:
+            if now.ratio <= goal and (best is None or now.macs > best.macs):
+                best = now
+        low, high = (now, high) if now.ratio <= goal else (low, now)
+        if goal * 0.92 <= now.ratio <= goal or high.share - low.share < 0.02:
+            break
+        inside = (goal * 0.97 - low.ratio) / max(high.ratio - low.ratio, 1e-9)
+        share = low.share + (high.share - low.share) * min(max(inside, 0.2), 0.8)
+    return best
+
+
+def _seconds(job: Job, run: Run, model: nn.Module, target: dict[str, float], epochs: list[float]) -> float:
+    """A step of the student costs its share of MACs; the teacher's forward pass a third of a whole step."""
+    recipe = job.settings.train
+    trained = run["baseline"]["train_seconds"] / recipe.epochs
+    per_epoch = trained or _time_an_epoch(job, model)
+    final = target.get("macs", max(target.values()))
+    shares = [final ** ((k + 1) / len(epochs)) for k in range(len(epochs))]
+    return sum(e * per_epoch * (share + 1 / 3) for e, share in zip(epochs, shares, strict=True))
+
+
+def _time_an_epoch(job: Job, model: nn.Module) -> float:
+    """Seconds of one epoch of the original, from one forward and backward pass of a batch."""
+    n = min(job.settings.train.batch_size, len(job.data.train))
+    inputs = torch.zeros(n, *job.data.input_shape)
+    model.eval()
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        model(inputs).sum().backward()
+        took.append(time.monotonic() - began)
+    model.zero_grad(set_to_none=True)
+    return min(took) * len(job.data.train) / n

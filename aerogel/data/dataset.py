@@ -1,0 +1,205 @@
+"""A labelled image set in memory, and the batches that training and measuring read from it.
+
+Pixels stay uint8 until a batch is made. Letters: N images of a split, n of a batch, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from aerogel.data.augment import find_augment
+from aerogel.errors import AerogelError, DataError, nearest
+
+SPLITS = ("train", "val", "test")
+
+
+class Batch(NamedTuple):
+    inputs: torch.Tensor  # float32 (n, C, H, W), normalised
+    labels: torch.Tensor  # int64 (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their class numbers. Raises DataError for other types or shapes than those named here."""
+
+    images: torch.Tensor  # uint8 (N, C, H, W)
+    labels: torch.Tensor  # int64 (N,)
+
+    def __post_init__(self) -> None:
+        _check_tensor("images", self.images, torch.uint8, "(N, C, H, W)", dims=4)
+        _check_tensor("labels", self.labels, torch.int64, "(N,)", dims=1)
+        if len(self.images) != len(self.labels):
+            raise DataError(
+                f"Split: images and labels must be equally many, got {len(self.images)} and "
+                f"{len(self.labels)}; give every image one label"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: torch.Tensor | slice) -> Split:
+        """The images that `index` (int64 positions, a bool mask or a slice) picks, in its order."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits that share their classes. `assemble` makes one from a train and a test split.
+
+    Raises DataError when a split is empty, when image shapes differ between splits, when a label is no index
+    of `classes`, or when `mean` and `std` do not fit the channels; AerogelError for an unknown augmentation.
+    """
+
+    name: str  # as the user typed it
+    train: Split
+    val: Split  # always carved from the training images, never from the test images
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # per channel, of pixels / 255 of the train split
+    std: tuple[float, ...]
+    augment: str  # the set's default, a key of AUGMENTS
+    bad_files: tuple[tuple[str, str], ...] = ()  # (path, reason) of what a folder held and was not read
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            part = getattr(self, name)
+            if len(part) == 0:
+                raise DataError(
+                    f"Dataset: {self.name!r} has an empty {name} split; give it at least one image"
+                )
+            if part.images.shape[1:] != self.train.images.shape[1:]:
+                raise DataError(
+                    f"Dataset: all splits of {self.name!r} must have one image shape, {name} has "
+                    f"{tuple(part.images.shape[1:])} and train {self.input_shape}; resize them alike"
+                )
+            low, high = int(part.labels.min()), int(part.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise DataError(
+                    f"Dataset: labels of {self.name!r} must lie in [0, {self.num_classes}), {name} has {low} "
+                    f"to {high}; number the classes from 0 and name each one in `classes`"
+                )
+        _check_scale("Dataset", self.mean, self.std, self.input_shape[0])
+        find_augment(self.augment)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def fingerprint(self) -> str:
+        """sha256 over the bytes and shapes of all splits: equal for equal data, whatever its name or path."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            digest.update(repr(tuple(part.images.shape)).encode())
+            digest.update(part.images.cpu().contiguous().numpy().data)
+            digest.update(part.labels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(images / 255 - mean) / std. Shapes uint8 (n, C, H, W) -> float32 (n, C, H, W), one allocation.
+
+    Raises AerogelError when the images are not uint8 or `mean` and `std` do not fit their channels.
+    """
+    _check_tensor("images", images, torch.uint8, "(n, C, H, W)", dims=4, caller="normalise")
+    _check_scale("normalise", mean, std, images.shape[1])
+    centre = torch.tensor([255 * value for value in mean], device=images.device).view(-1, 1, 1)
+    scale = torch.tensor([255 * value for value in std], device=images.device).view(-1, 1, 1)
+    # Measured: converting first is faster than one call on mixed types, whose loop is not vectorised.
+    return images.float().sub_(centre).div_(scale)
+
+
+def batches(
+    dataset: Dataset,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = False,
+    augment: str = "none",
+    drop_last: bool = False,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """One pass over a split, from batch number `start` on.
+
+    Order and augmentation depend on (seed, epoch, batch number) alone: a pass begun at `start` yields exactly
+    what the whole pass yields from there. `start` may equal the number of batches; nothing is left then.
+
+    Raises AerogelError, at the call and not at the first batch, for an argument out of its range.
+    """
+    if split not in SPLITS:
+        raise AerogelError(f"batches: unknown split {split!r}; {nearest(split, SPLITS)}")
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
+        if value < least:
+            raise AerogelError(f"batches: {name} must be >= {least}, got {value}; give a larger one")
+    part: Split = getattr(dataset, split)
+    count = len(part) // batch_size if drop_last else -(-len(part) // batch_size)
+    if count == 0:
+        raise AerogelError(
+            f"batches: drop_last leaves no batch, batch_size={batch_size} exceeds the {len(part)} images of "
+            f"{split}; give a smaller one"
+        )
+    if not 0 <= start <= count:
+        raise AerogelError(
+            f"batches: start must be in [0, {count}], got {start}; {split} has {count} batches"
+        )
+    change = find_augment(augment)
+
+    def produce() -> Iterator[Batch]:
+        order = (
+            torch.randperm(len(part), generator=_generator(seed, epoch, 0))
+            if shuffle
+            else torch.arange(len(part))
+        )
+        for number in range(start, count):
+            rows = order[number * batch_size : (number + 1) * batch_size]
+            images = change(part.images[rows], _generator(seed, epoch, number + 1))
+            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[rows])
+
+    return produce()
+
+
+def _generator(*key: int) -> torch.Generator:
+    """Independent streams for different (seed, epoch, number); consecutive seeds alone would be related."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _check_tensor(
+    name: str, value: torch.Tensor, dtype: torch.dtype, shape: str, *, dims: int, caller: str = "Split"
+) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise DataError(
+            f"{caller}: {name} must be a tensor, got a {type(value).__name__}; use torch.as_tensor"
+        )
+    if value.dtype != dtype or value.ndim != dims:
+        raise DataError(
+            f"{caller}: {name} must be {str(dtype)[6:]} of shape {shape}, got {str(value.dtype)[6:]} of "
+            f"shape {tuple(value.shape)}; convert it first"
+        )
+
+
+def _check_scale(caller: str, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    finite = all(math.isfinite(value) for value in (*mean, *std))
+    if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
+        raise DataError(
+            f"{caller}: mean and std must hold a finite number for each of {channels} channels, std > 0, "
+            f"got {mean=}, {std=}; take those of the training images"
+        )

@@ -1,0 +1,88 @@
+"""MODEL as a user types it: a zoo network, a saved folder, or the user's own factory."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aerogel import nets
+from aerogel.errors import AerogelError, nearest
+from aerogel.export.saved import CONFIG, InputSpec, call_factory, load, load_weights, read_config
+from aerogel.imports import import_factory
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A network and what is known of it. factory: the text of the user's own factory, None for a zoo network."""
+
+    model: nn.Module
+    factory: str | None
+    trained: bool  # it came with weights
+    input: InputSpec | None = None
+
+
+def open_model(
+    text: str,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    weights: str | None = None,
+    trust: bool = False,
+) -> Opened:
+    """Builds or loads what `text` names.
+
+    "lenet5", "mobilenet_v2:width=0.5" (input_shape and num_classes fill in what the text leaves open),
+    a saved folder, "file.py:build" or "package.module:build".
+    Raises AerogelError for an unknown name, arguments that contradict the data, or weights that do not fit.
+    """
+    name, _, _ = text.partition(":")
+    if Path(text).is_dir():
+        opened = _from_folder(text, trust)
+    elif name in nets.NETS:
+        opened = Opened(_from_zoo(text, input_shape, num_classes), None, False)
+    elif ":" in text:
+        opened = Opened(call_factory(import_factory(text), text), text, False)
+    else:
+        forms = "or a saved folder, file.py:factory, package.module:factory"
+        raise AerogelError(f"model {text!r} is unknown; {nearest(text, nets.NETS)} {forms}")
+    if weights is not None:
+        load_weights(opened.model, weights)
+        opened = Opened(opened.model, opened.factory, True, opened.input)
+    return opened
+
+
+def _from_folder(text: str, trust: bool) -> Opened:
+    if not (Path(text) / CONFIG).exists() and (Path(text) / "model" / CONFIG).exists():
+        text = str(Path(text) / "model")  # a run folder: its result
+    config = read_config(text)
+    return Opened(load(text, trust=trust), config.factory, True, config.input)
+
+
+def _from_zoo(text: str, input_shape: tuple[int, int, int] | None, num_classes: int | None) -> nn.Module:
+    name, args = nets.parse(text)
+    takes = inspect.signature(nets.NETS[name]).parameters
+    known: dict[str, Any] = {}
+    if input_shape is not None:
+        known = {"in_channels": input_shape[0], "input_size": input_shape[1]}
+    if num_classes is not None:
+        known["num_classes"] = num_classes
+    for key, value in known.items():
+        if key in takes and args.setdefault(key, value) != value:
+            raise AerogelError(
+                f"model {text!r}: {key} must be {value} for this data, got {args[key]}; leave it out"
+            )
+    return nets.build(name, **args)
+
+
+def input_of(model: nn.Module, known: InputSpec | None = None) -> tuple[int, int, int]:
+    """(C, H, W) that a network says it takes. Raises AerogelError when only the user knows."""
+    if known is not None:
+        return known.shape
+    args = getattr(model, "spec", {}).get("args", {})
+    if "input_size" not in args:
+        raise AerogelError(f"--input C,H,W is needed: nothing says which input {type(model).__name__} takes")
+    return args["in_channels"], args["input_size"], args["input_size"]

@@ -1,0 +1,153 @@
+"""What the nets share: their shape, the convolution unit, the residual, widths, initialisation, checks.
+
+make_divisible is the rule of Sandler et al. 2018, arXiv:1801.04381, as in its official code: the nearest
+multiple of 8, at least 8, and never more than 10 % below what was asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from aerogel.errors import AerogelError
+
+Norm = Callable[[int], nn.Module]  # channels -> the normalisation over them
+IMAGENET_FROM = 64  # pixels; below, a net takes its stem, strides or head for small images
+
+
+class Net(nn.Module):
+    """Features, then a classifier: (n, in_channels, input_size, input_size) -> logits (n, num_classes).
+
+    The children of both carry names (`features.stem`, `features.stage1`, `classifier.fc`), so any of them can
+    be tapped. `spec` is set by `nets.build`: the net's name and all its arguments, enough to build it again.
+    """
+
+    spec: dict[str, Any]
+
+    def __init__(self, features: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (n, in_channels, input_size, input_size) -> logits (n, num_classes)."""
+        return self.classifier(self.features(x))
+
+
+class Residual(nn.Module):
+    """act(body(x) + shortcut(x)); by default the shortcut is the input itself and nothing follows the sum."""
+
+    def __init__(
+        self, body: nn.Module, shortcut: nn.Module | None = None, act: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.act = nn.Identity() if act is None else act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, c, h, w) -> the shape of body(x)."""
+        return self.act(self.body(x) + self.shortcut(x))
+
+
+def named(**modules: nn.Module) -> nn.Sequential:
+    """The modules in the order given, each under its name."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def batch_norm_of(eps: float, momentum: float) -> Norm:
+    """Batch normalisation with these constants; momentum is PyTorch's, the weight of the new batch."""
+    return partial(nn.BatchNorm2d, eps=eps, momentum=momentum)
+
+
+def conv_unit(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    norm: Norm | None,
+    act: Callable[[], nn.Module] | None = nn.ReLU,
+) -> nn.Sequential:
+    """The modules `conv`, `bn`, `act`: (n, in, h, w) -> (n, out, h / stride, w / stride).
+
+    The padding is kernel // 2, so h / stride rounds up. A bias is there only where no normalisation follows.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=norm is None)
+    unit = named(conv=conv)
+    if norm is not None:
+        unit.add_module("bn", norm(out_channels))
+    if act is not None:
+        unit.add_module("act", act())
+    return unit
+
+
+def pooled_linear(channels: int, num_classes: int, dropout: float | None = None) -> nn.Sequential:
+    """Global average pool, dropout if any, one linear layer: (n, channels, h, w) -> (n, num_classes)."""
+    head = named(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    if dropout is not None:
+        head.add_module("dropout", nn.Dropout(dropout))
+    head.add_module("fc", nn.Linear(channels, num_classes))
+    return head
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, at least one, one more where it would lose over 10 %."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
+def scaled(channels: int, width: float) -> int:
+    """The channels times the width, made divisible by 8; at width 1 the paper's number untouched."""
+    return channels if width == 1 else make_divisible(channels * width)
+
+
+def initialise(net: nn.Module) -> None:
+    """In place: convolutions He normal (fan out), linear layers N(0, 0.01), biases 0; norms stay as built."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1  # bool is an int too, and is not meant
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf  # false for nan too
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_classes": (_is_count, "an integer >= 1"),
+    "in_channels": (_is_count, "an integer >= 1"),
+    "input_size": (_is_count, "an integer >= 1, the side of the image in pixels"),
+    "width": (lambda value: _is_number(value) and value > 0, "a number > 0"),
+    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "bn_eps": (lambda value: _is_number(value) and value > 0, "a number > 0"),
+    "bn_momentum": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
+    "head": (lambda value: value in ("cifar", "imagenet"), "cifar or imagenet"),
+    "batch_norm": (lambda value: type(value) is bool, "true or false"),
+    "conv_relu": (lambda value: type(value) is bool, "true or false"),
+}
+
+
+def check(net: str, /, *, smallest: int = 1, **arguments: Any) -> None:
+    """Raises AerogelError for the first argument that breaks its rule; `smallest` is the least input_size."""
+    for name, value in arguments.items():
+        holds, rule = _RULES[name]
+        if not holds(value):
+            raise AerogelError(f"{net}: {name} must be {rule}, got {value!r}")
+    size = arguments.get("input_size", smallest)
+    if size < smallest:
+        raise AerogelError(f"{net}: input_size must be >= {smallest}, got {size}; enlarge the images")

@@ -1,0 +1,176 @@
+"""Channel coupling: the sets of weight indices that must be cut together, single channel by single channel.
+
+The labels of `aerogel.graph.labels` are joined by connected components: one component is one coupled channel.
+Components that reach the same dimensions with the same counts form a Group (the channels of a residual stage, the
+units of a hidden layer): what is ranked together and never cut to nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from aerogel.graph import Graph
+from aerogel.graph.labels import Labels, push_labels
+
+Dim = tuple[str, int]  # (fully-qualified weight name, dimension)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension that a group's channels run on. index (n, k): the k indices that channel i takes there."""
+
+    target: str
+    dim: int
+    index: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are alike: `units` (n,) are their component numbers, `members` what each one takes."""
+
+    name: str
+    units: np.ndarray
+    members: tuple[Member, ...]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """dims: the component of every index of every weight dimension that a rule named; -1 where it stays.
+
+    values: the same for activations, broadcastable to their shapes. frozen: {dimension: reason}.
+    """
+
+    graph: Graph
+    dims: dict[Dim, np.ndarray]
+    values: dict[str, np.ndarray]
+    groups: tuple[Group, ...]
+    frozen: dict[str, str]
+    count: int  # components, cuttable or not
+
+    def kept(self, removed: np.ndarray) -> dict[str, tuple[np.ndarray | None, ...]]:
+        """For each weight that a cut of the components flagged in `removed` (count,) touches: kept indices by
+        dimension, None for a dimension left whole."""
+        kept: dict[str, list[np.ndarray | None]] = {}
+        for (target, dim), components in self.dims.items():
+            gone = _flag(removed, components)
+            if gone.any():
+                rank = len(self._shape_of[target])
+                kept.setdefault(target, [None] * rank)[dim] = np.flatnonzero(~gone)
+        return {target: tuple(dims) for target, dims in kept.items()}
+
+    def resized(self, removed: np.ndarray) -> Graph:
+        """The graph as it would be after that cut; no capture, no copying of weights."""
+        shapes = {}
+        for target, dims in self.kept(removed).items():
+            shape = tuple(
+                n if k is None else len(k) for n, k in zip(self._shape_of[target], dims, strict=True)
+            )
+            shapes |= dict.fromkeys(self._values_of[target], shape)
+        for name, components in self._wide_values:
+            alive = ~_flag(removed, components)
+            shape = list(self.graph.values[name].shape)
+            for d, size in enumerate(components.shape):
+                if size > 1:
+                    others = tuple(i for i in range(alive.ndim) if i != d)
+                    shape[d] = int(alive.any(axis=others).sum())
+            shapes[name] = tuple(shape)
+        return self.graph.with_shapes(shapes)
+
+    @cached_property
+    def _values_of(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for value in self.graph.values.values():
+            if value.is_weight:
+                names.setdefault(value.target, []).append(value.name)
+        return names
+
+    @cached_property
+    def _shape_of(self) -> dict[str, tuple[int, ...]]:
+        return {target: self.graph.values[names[0]].shape for target, names in self._values_of.items()}
+
+    @cached_property
+    def _wide_values(self) -> list[tuple[str, np.ndarray]]:
+        """Activations that any cut can change."""
+        return [(name, c) for name, c in self.values.items() if c.size > 1 and (c >= 0).any()]
+
+
+def couple(graph: Graph) -> Coupling:
+    """Finds every coupled channel of a captured network."""
+    state = push_labels(graph)
+    component, frozen_reason = _join(state)
+    dims = {key: component[labels.numpy()] for key, labels in state.dims.items()}
+    first_reason = {key: frozen_reason.get(int(c[0])) for key, c in dims.items()}
+    loose = np.ones(component.max() + 1, dtype=bool)
+    loose[list(frozen_reason)] = False
+    dims = {key: np.where(loose[c], c, -1) for key, c in dims.items()}
+    values = {
+        name: np.where(loose[c], c, -1)
+        for name, c in ((n, component[t.numpy()]) for n, t in state.values.items())
+    }
+    frozen = {
+        _dim_name(key): first_reason[key] or "tied to what must stay"
+        for key, c in dims.items()
+        if (c < 0).all()
+    }
+    frozen |= dict.fromkeys(graph.unreached, "no op of the example run reads it")
+    return Coupling(graph, dims, values, _groups(dims), frozen, len(loose))
+
+
+def _join(state: Labels) -> tuple[np.ndarray, dict[int, str]]:
+    """(component of every label, {component that must stay: reason})."""
+    size = state._next
+    pairs = np.concatenate([np.zeros((2, 0), int), *(p.numpy() for p in state.pairs)], axis=1)
+    matrix = coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
+    component = connected_components(matrix, directed=False)[1]
+    reasons = {int(component[0]): "tied to the network's input or to a constant"}
+    for labels, reason in state.pins:
+        for c in np.unique(component[labels.numpy()]):
+            reasons.setdefault(int(c), reason)
+    return component, reasons
+
+
+def _groups(dims: dict[Dim, np.ndarray]) -> tuple[Group, ...]:
+    """Components sorted into groups by where they reach: {(target, dim): how many indices}."""
+    keys = list(dims)
+    component = np.concatenate([np.zeros(0, int), *dims.values()])
+    key = np.concatenate([np.zeros(0, int), *(np.full(len(c), i) for i, c in enumerate(dims.values()))])
+    index = np.concatenate([np.zeros(0, int), *(np.arange(len(c)) for c in dims.values())])
+    loose = component >= 0
+    component, key, index = component[loose], key[loose], index[loose]
+    order = np.lexsort((index, key, component))
+    component, key, index = component[order], key[order], index[order]
+    starts = np.flatnonzero(np.diff(component, prepend=-1))
+    alike: dict[bytes, list[tuple[int, int]]] = {}  # signature -> [(start, stop)] of components
+    for start, stop in zip(starts, np.append(starts, len(component))[1:], strict=True):
+        alike.setdefault(key[start:stop].tobytes(), []).append((start, stop))
+    groups = []
+    for spans in alike.values():
+        rows = np.stack([index[a:b] for a, b in spans])  # (n, indices a channel)
+        row_keys = key[spans[0][0] : spans[0][1]]
+        members = tuple(Member(*keys[k], rows[:, row_keys == k]) for k in np.unique(row_keys))
+        units = component[[a for a, _ in spans]]
+        groups.append(Group(_group_name(members), units, members))
+    return tuple(groups)
+
+
+def _group_name(members: tuple[Member, ...]) -> str:
+    """The layer that makes these channels: the first whose output dimension is a member."""
+    producer = next((m for m in members if m.dim == 0 and m.target.endswith("weight")), members[0])
+    return producer.target.removesuffix(".weight")
+
+
+def _dim_name(key: Dim) -> str:
+    return f"{key[0]} dim {key[1]}"
+
+
+def _flag(removed: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """removed[component], and False where the component is -1."""
+    return removed[components] & (components >= 0)
