@@ -41,3 +41,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     return importlib.import_module(f"aerogel.{name}")
+
+
+def __dir__() -> list[str]:
+    """For completion: the names above are there before they are imported."""
+    return sorted({*globals(), *__all__})

@@ -230,6 +230,9 @@ def finish(report: dict[str, Any], json: bool) -> None:
 
 def main() -> None:
     """Runs the command; every failure is one line on stderr."""
+    # Read when torch starts its threads: on a shared machine, threads that spin while they wait for one that was
+    # put aside slow training down several times (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
     except typer.Exit as done:

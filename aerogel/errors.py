@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 20  # names in one message
+
 
 class AerogelError(ValueError):
     """A mistake in the input, told in one line that says what to do; the command line exits with 1."""
@@ -31,7 +33,10 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A `; did you mean ...?` for an unknown name, or the list of known ones when none is near."""
+    """The end of a message about an unknown name: `did you mean ...?`, or the known ones when none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"known: {', '.join(known[:LISTED]) or 'none'}{more}"

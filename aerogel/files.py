@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,17 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises AerogelError when the disk is full or the folder cannot be written; `path` is then as it was.
     """
     path = Path(path)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = _beside(path)
     try:
         yield temp
-        with open(temp, "rb") as file:
-            os.fsync(file.fileno())
+        fsync(temp)
         os.replace(temp, path)
-        fsync_folder(path.parent)
+        fsync(path.parent)
     except OSError as error:
-        raise AerogelError(f"cannot write {path}: {error.strerror or error}; {free_space(path)}") from error
+        raise _cannot_write(path, error) from error
     finally:
-        temp.unlink(missing_ok=True)
+        with suppress(OSError):
+            temp.unlink()
 
 
 @contextmanager
@@ -43,31 +43,24 @@ def new_folder(path: Path, caller: str) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path, caller)
-    temp = None
+    temp = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temp.mkdir(parents=True)
         yield temp
-        for file in temp.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_folder(temp)
-        os.chmod(temp, 0o755)
+        for item in [*temp.rglob("*"), temp]:
+            fsync(item)
         os.rename(temp, path)
-        fsync_folder(path.parent)
+        fsync(path.parent)
     except OSError as error:
-        raise AerogelError(f"cannot write {path}: {error.strerror or error}; {free_space(path)}") from error
+        raise _cannot_write(path, error) from error
     finally:
-        if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def refuse_existing(path: Path, caller: str) -> None:
-    if Path(path).exists():
-        raise AerogelError(
-            f"{caller}: {path} exists and is never overwritten; name another --out or move it away"
-        )
+    """Raises AerogelError when something has that name already, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise AerogelError(f"{caller}: {path} exists and is never overwritten; name another --out or move it away")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,7 +69,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Raises AerogelError for what JSON cannot hold (nan, infinity, objects), or when it cannot be written."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise AerogelError(f"cannot write {path}: {error}; give finite numbers, texts, lists and dicts") from error
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -86,9 +84,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise AerogelError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise AerogelError(
-            f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's"
-        ) from error
+        raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
 
 
 def sha256(path: Path) -> str:
@@ -96,7 +92,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fsync_folder(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Returns once the file, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,6 +101,12 @@ def fsync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def free_space(path: Path) -> str:
-    folder = next((p for p in Path(path).absolute().parents if p.exists()), Path("/"))
-    return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free on its disk"
+def _beside(path: Path) -> Path:
+    """A hidden name in the same folder, so that a rename is enough and stays on one disk."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _cannot_write(path: Path, error: OSError) -> AerogelError:
+    folder = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
+    free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free on its disk"
+    return AerogelError(f"cannot write {path}: {error.strerror or error}; {free}: make room or write elsewhere")

@@ -29,12 +29,12 @@ import numpy as np
 import onnxruntime
 
 from aerogel.errors import AerogelError
-from aerogel.export.verify import available_cores, keeping_denormals, one_line, open_session
+from aerogel.export.verify import available_cores, flushing_denormals, one_line, open_session
 from aerogel.stats import Interval, median_interval
 
 BLOCK_MS = 2.0
-WARM_UP_RUNS, WARM_UP_MS = 10, 100.0
-MIN_ROUNDS, MAX_ROUNDS = 6, 20  # 6 values are the fewest that give a 95 % interval of a median
+WARM_UP_RUNS, WARM_UP_SECONDS = 10, 0.1
+MIN_ROUNDS, MAX_ROUNDS = 9, 20  # of 9 values the 95 % interval leaves out the smallest and the largest
 BUFFERS = 4  # inputs take turns
 NOISY = 0.1  # interquartile range over median
 
@@ -91,7 +91,7 @@ class Ratio:
 
 
 def measure(path: Path, *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0) -> Latency:
-    """Time one file for about `seconds` (longer when 6 rounds do not fit).
+    """Time one file for about `seconds` (longer when 9 rounds do not fit).
 
     Raises AerogelError when the file is absent, corrupt or does not take the batch, or threads is below 1.
     """
@@ -109,11 +109,8 @@ def compare(
     """
     load = os.getloadavg()[0]
     a, b = _measure((Path(path_a), Path(path_b)), threads, batch, seconds, seed)
-    logs = [_log_ratios(*blocks) for blocks in zip(a, b, strict=True)]
-    found = median_interval([np.median(log) for log in logs])
-    ratio = Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high))
     latency_a, latency_b = (_latency(rounds, threads, batch, load) for rounds in (a, b))
-    return Ratio(ratio, latency_a, latency_b, pairs=sum(len(log) for log in logs))
+    return Ratio(_ratio(a, b), latency_a, latency_b, pairs=sum(len(blocks) for blocks in a))
 
 
 def _measure(paths: tuple[Path, ...], threads: int, batch: int, seconds: float, seed: int) -> list[list[Blocks]]:
@@ -123,7 +120,7 @@ def _measure(paths: tuple[Path, ...], threads: int, batch: int, seconds: float, 
     if batch < 1:
         raise AerogelError(f"measure: batch must be >= 1, got {batch}")
     rng = np.random.default_rng(seed)
-    with _no_garbage_collection(), keeping_denormals():
+    with _no_garbage_collection(), flushing_denormals():
         setup_ms, run_ms = np.array([_probe(path, threads, batch, rng) for path in paths]).T
         # One block size for all: the first runs of a block are slower, so a longer block would look faster.
         runs = math.ceil(BLOCK_MS / float(np.exp(np.mean(np.log(run_ms)))))
@@ -161,10 +158,10 @@ def _probe(path: Path, threads: int, batch: int, rng: np.random.Generator) -> tu
     start = time.perf_counter()
     runner = _Runner(path, threads, batch, rng)
     opened = time.perf_counter()
-    runs: list[float] = []
+    runs: list[np.ndarray] = []
     try:
-        while len(runs) < WARM_UP_RUNS or sum(runs) < WARM_UP_MS:
-            runs.extend(runner.block(WARM_UP_RUNS))
+        while not runs or time.perf_counter() - opened < WARM_UP_SECONDS:
+            runs.append(runner.block(WARM_UP_RUNS))
     except Exception as error:
         raise AerogelError(f"measure: {path} does not run with batch {batch}: {one_line(error)}") from error
     return 1000 * (opened - start), float(np.median(runs[len(runs) // 2 :]))
@@ -175,9 +172,16 @@ class _Runner:
 
     def __init__(self, path: Path, threads: int, batch: int, rng: np.random.Generator) -> None:
         self.session = open_session(path, threads=threads)
+        feeds = self.session.get_inputs()
+        fixed = next((size for feed in feeds[:1] for size in feed.shape[:1] if isinstance(size, int)), batch)
+        if fixed != batch:
+            raise AerogelError(
+                f"measure: {path} takes batches of {fixed} only, got batch={batch}; "
+                "pass that, or export a model that leaves the batch free"
+            )
         self.bindings = [self.session.io_binding() for _ in range(BUFFERS)]
         for binding in self.bindings:
-            for feed in self.session.get_inputs():
+            for feed in feeds:
                 binding.bind_cpu_input(feed.name, _example(path, feed, batch, rng))
             for output in self.session.get_outputs():
                 binding.bind_output(output.name)
@@ -197,12 +201,8 @@ class _Runner:
 
 def _example(path: Path, feed: onnxruntime.NodeArg, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Standard normal numbers for a float input of the file, zeros for any other."""
-    shape = [batch, *feed.shape[1:]] if feed.shape and not isinstance(feed.shape[0], int) else feed.shape
-    if feed.shape and shape[0] != batch and batch > 1:
-        raise AerogelError(
-            f"measure: {path} takes batches of {shape[0]} only, got batch={batch}; "
-            "export a model that leaves the batch free"
-        )
+    free = feed.shape and not isinstance(feed.shape[0], int)
+    shape = [batch, *feed.shape[1:]] if free else feed.shape
     if feed.type not in DTYPES or not all(isinstance(size, int) for size in shape):
         raise AerogelError(
             f"measure: input {feed.name} of {path} is {feed.type} of shape {feed.shape}; "
@@ -214,9 +214,13 @@ def _example(path: Path, feed: onnxruntime.NodeArg, batch: int, rng: np.random.G
     return np.zeros(shape, dtype)
 
 
-def _log_ratios(a: Blocks, b: Blocks) -> np.ndarray:
-    """log(B / A) of each pair of blocks."""
-    return np.log([np.median(y) / np.median(x) for x, y in zip(a, b, strict=True)])
+def _ratio(a: list[Blocks], b: list[Blocks]) -> Interval:
+    """The time of B over that of A: the median over the pairs of a round, then over the rounds."""
+    rounds = [
+        np.median([np.median(y) / np.median(x) for x, y in zip(*pairs, strict=True)])
+        for pairs in zip(a, b, strict=True)
+    ]
+    return median_interval(rounds)
 
 
 def _latency(rounds: list[Blocks], threads: int, batch: int, load: float) -> Latency:

@@ -9,43 +9,54 @@ that the CIFAR literature shares. Differs: nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aerogel.data import Batch
 from aerogel.errors import AerogelError
+from aerogel.graph import evaluating
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL of the softened distributions, batch mean: (n, C), (n, C) -> (). 0 when both agree.
 
-    Raises AerogelError when the temperature is not positive or the shapes differ.
+    Raises AerogelError when the temperature is not positive and finite, or the shapes are not one (n, C).
     """
-    if not temperature > 0:
-        raise AerogelError(f"soft_target_loss: temperature must be > 0, got {temperature}")
-    if student_logits.shape != teacher_logits.shape:
+    check_temperature("soft_target_loss", temperature)
+    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
         raise AerogelError(
             f"soft_target_loss: student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} "
-            "must give logits of one shape; do they have the same classes?"
+            "must give logits of one shape (n, classes); do they have the same classes?"
         )
-    log_q = F.log_softmax(student_logits / temperature, dim=-1)
-    log_p = F.log_softmax(teacher_logits / temperature, dim=-1)
+    log_q = F.log_softmax(student_logits / temperature, dim=1)
+    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
+def check_temperature(caller: str, temperature: float) -> None:
+    """Raises AerogelError unless 0 < temperature < infinity."""
+    if not 0 < temperature < math.inf:
+        raise AerogelError(f"{caller}: temperature must be > 0 and finite, got {temperature}; 1 to 20 are usual")
+
+
 class SoftTargets:
-    """The objective: hard labels and a teacher's soft targets. The teacher runs in eval mode, without gradient."""
+    """The objective: hard labels and a teacher's soft targets. The teacher runs in eval mode, without gradient.
+
+    Raises AerogelError when the temperature is not positive and finite.
+    """
 
     def __init__(
         self, teacher: nn.Module, temperature: float = 4.0, hard_weight: float = 0.1, soft_weight: float = 0.9
     ) -> None:
+        check_temperature("SoftTargets", temperature)
         self.teacher = teacher
         self.temperature, self.hard_weight, self.soft_weight = temperature, hard_weight, soft_weight
 
     def __call__(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.no_grad():
-            self.teacher.eval()
+        with torch.no_grad(), evaluating(self.teacher):
             teacher_logits = self.teacher(batch.inputs)
         logits = student(batch.inputs)
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import nn
 
 from aerogel import nets
 from aerogel.errors import AerogelError, nearest
-from aerogel.export.saved import CONFIG, InputSpec, call_factory, load, load_weights, read_config
-from aerogel.imports import import_factory
+from aerogel.export.saved import CONFIG, InputSpec, call_factory, load, load_weights, read_config, spec_of
+from aerogel.imports import import_factory, one_line
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,24 @@ def open_model(
 
     "lenet5", "mobilenet_v2:width=0.5" (input_shape and num_classes fill in what the text leaves open),
     a saved folder, "file.py:build" or "package.module:build".
+    A name of the zoo means the zoo, also where a folder has that name: write ./lenet5 for the folder.
     Raises AerogelError for an unknown name, arguments that contradict the data, or weights that do not fit.
     """
-    name, _, _ = text.partition(":")
-    if Path(text).is_dir():
-        opened = _from_folder(text, trust)
-    elif name in nets.NETS:
+    name, colon, rest = text.partition(":")
+    if name in nets.NETS:
         opened = Opened(_from_zoo(text, input_shape, num_classes), None, False)
-    elif ":" in text:
+    elif os.path.isdir(text):
+        opened = _from_folder(text, trust)
+    elif colon and "=" not in rest:
         opened = Opened(call_factory(import_factory(text), text), text, False)
     else:
-        forms = "or a saved folder, file.py:factory, package.module:factory"
-        raise AerogelError(f"model {text!r} is unknown; {nearest(text, nets.NETS)} {forms}")
+        raise AerogelError(
+            f"model {text!r} is no net and no folder; {nearest(name, nets.NETS)}; "
+            "your own is file.py:factory or package.module:factory"
+        )
     if weights is not None:
         load_weights(opened.model, weights)
-        opened = Opened(opened.model, opened.factory, True, opened.input)
+        opened = replace(opened, trained=True)
     return opened
 
 
@@ -64,25 +68,32 @@ def _from_folder(text: str, trust: bool) -> Opened:
 
 def _from_zoo(text: str, input_shape: tuple[int, int, int] | None, num_classes: int | None) -> nn.Module:
     name, args = nets.parse(text)
-    takes = inspect.signature(nets.NETS[name]).parameters
     known: dict[str, Any] = {}
     if input_shape is not None:
-        known = {"in_channels": input_shape[0], "input_size": input_shape[1]}
+        channels, height, width = input_shape
+        if height != width:
+            raise AerogelError(
+                f"model {text!r} reads square images, the data's are {height} x {width}; pass --input C,S,S"
+            )
+        known = {"in_channels": channels, "input_size": height}
     if num_classes is not None:
         known["num_classes"] = num_classes
+    takes = inspect.signature(nets.NETS[name]).parameters
+    known = {key: value for key, value in known.items() if key in takes}
     for key, value in known.items():
-        if key in takes and args.setdefault(key, value) != value:
-            raise AerogelError(
-                f"model {text!r}: {key} must be {value} for this data, got {args[key]}; leave it out"
-            )
-    return nets.build(name, **args)
+        if args.get(key, value) != value:
+            raise AerogelError(f"model {text!r}: {key} must be {value} for this data, got {args[key]}; leave it out")
+    try:
+        return nets.build(name, **(known | args))
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # sizes that this machine cannot hold
+        raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; give smaller numbers") from error
 
 
 def input_of(model: nn.Module, known: InputSpec | None = None) -> tuple[int, int, int]:
     """(C, H, W) that a network says it takes. Raises AerogelError when only the user knows."""
     if known is not None:
         return known.shape
-    args = getattr(model, "spec", {}).get("args", {})
+    args = (spec_of(model) or {}).get("args", {})
     if "input_size" not in args:
         raise AerogelError(f"--input C,H,W is needed: nothing says which input {type(model).__name__} takes")
     return args["in_channels"], args["input_size"], args["input_size"]

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,12 +111,8 @@ def _export(
 def _run_exporter(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> torch.onnx.ONNXProgram:
-    program = torch.onnx.export(
-        model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False
-    )
-    if program is None:  # the type allows it; dynamo=True never does it
-        raise AerogelError("the exporter returned nothing")
-    return program
+    program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
+    return cast(torch.onnx.ONNXProgram, program)  # None only with dynamo=False
 
 
 def _batch_symbol(program: torch.onnx.ONNXProgram) -> str | None:

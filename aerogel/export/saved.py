@@ -8,14 +8,15 @@ imported only when the caller passes it again, or says `trust`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import safetensors
+import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor, nn
 
 from aerogel import nets
@@ -23,18 +24,31 @@ from aerogel.errors import AerogelError
 from aerogel.files import new_folder, read_json, sha256, write_json
 from aerogel.graph import tensor_names
 from aerogel.graph.resize import resize
-from aerogel.imports import import_factory, user_error
+from aerogel.imports import import_factory, one_line, user_error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a weight may be saved as any of these
 
 
 class InputSpec(BaseModel):
-    """What the network reads: uint8 images scaled to [0, 1], then (x - mean) / std by channel."""
+    """What the network reads: uint8 images (C, H, W) scaled to [0, 1], then (x - mean) / std by channel.
 
-    model_config = ConfigDict(extra="forbid")
-    shape: tuple[int, int, int]
+    One mean or std stands for all channels.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _by_channel(self) -> InputSpec:
+        channels = self.shape[0]
+        if len(self.mean) not in (1, channels) or len(self.std) not in (1, channels):
+            raise ValueError(f"mean and std must have one value or {channels}, one a channel")
+        self.mean = self.mean if len(self.mean) == channels else self.mean * channels
+        self.std = self.std if len(self.std) == channels else self.std * channels
+        return self
 
 
 class Config(BaseModel):
@@ -63,38 +77,42 @@ def save(
 ) -> Path:
     """Writes config.json and model.safetensors into a new folder, whole or not at all.
 
-    factory: "file.py:build" or "package.module:build", for a network that `aerogel.nets.build` did not make.
-    Raises AerogelError when the folder exists, the disk is full, or nothing says how to build the network.
+    factory: "file.py:build" or "package.module:build", for a network that `aerogel.nets.build` did not make. It is
+    called once, to check that it builds this network.
+    Raises AerogelError when the folder exists, the disk is full, or nothing builds the network again.
     """
-    spec = getattr(model, "spec", None)
+    spec = spec_of(model)
     if factory is None and spec is None:
         raise AerogelError(
-            f"save: nothing says how to build {type(model).__name__} again; pass factory='file.py:function' or build it with aerogel.nets.build"
+            f"save: nothing says how to build {type(model).__name__} again; "
+            "pass factory='file.py:function', or build it with aerogel.nets.build"
         )
-    config = Config(factory=factory, input=input, classes=list(classes), metrics=dict(metrics or {}))
-    if factory is None:
-        config.net, config.args = spec["net"], spec["args"]
-    base = _tensors(_fresh(config, import_factory(factory) if factory else None))
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
-    if set(base) != set(tensors):
-        odd = sorted(set(base) ^ set(tensors))[0]
+    try:
+        config = Config.model_validate(
+            {"factory": factory, "input": input, "classes": list(classes), "metrics": dict(metrics or {})}
+            | (spec if factory is None and spec is not None else {})
+        )
+    except ValidationError as error:
+        raise AerogelError(f"save: {_first(error)}; a saved model holds plain numbers and texts") from error
+    base = _fresh("save", config, import_factory(factory) if factory is not None else None)
+    own, tensors = _tensors(base), _tensors(model)
+    _check_unshared(tensors)
+    if odd := sorted(own.keys() ^ tensors.keys()):
         raise AerogelError(
-            f"save: {factory or config.net} builds another network than this one: they differ in {odd}"
+            f"save: {factory or config.net} builds another network than this one: they differ in {odd[0]}"
         )
-    config.shapes = {name: list(t.shape) for name, t in tensors.items() if t.shape != base[name].shape}
+    config.shapes = {name: list(t.shape) for name, t in tensors.items() if t.shape != own[name].shape}
+    check_fit("save", own, tensors, config.shapes)
+    resized = resize(base, {name: torch.empty(shape, device="meta") for name, shape in config.shapes.items()})
+    _check_same_modules(factory or config.net, resized, model)
     with new_folder(Path(folder), "save") as temp:
-        try:
-            save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
+        write_tensors(tensors, temp / WEIGHTS)
         config.sha256 = sha256(temp / WEIGHTS)
         write_json(temp / CONFIG, config.model_dump(exclude_none=True))
     return Path(folder)
 
 
-def load(
-    folder: str | Path, *, factory: Callable[[], nn.Module] | None = None, trust: bool = False
-) -> nn.Module:
+def load(folder: str | Path, *, factory: Callable[[], nn.Module] | None = None, trust: bool = False) -> nn.Module:
     """The saved network, in eval mode. Never unpickles; imports no code named in the file unless `trust`.
 
     factory: the callable that built the user's own network. trust: import the one that config.json names.
@@ -104,18 +122,13 @@ def load(
     if config.net is None and factory is None:
         if not trust:
             raise AerogelError(
-                f"load: {folder} was built by {config.factory!r}, which is code; pass that factory, or --trust to import it"
+                f"load: {folder} was built by {config.factory!r}, which is code; "
+                "pass that factory, or --trust to import it"
             )
         factory = import_factory(config.factory or "")
-    tensors = read_tensors(path)
-    if sha256(path) != config.sha256:
-        raise AerogelError(
-            f"load: {path} does not match the sha256 in {CONFIG}; it is corrupt or was replaced"
-        )
-    model = _fresh(config, factory)
-    expected = {name: tuple(t.shape) for name, t in _tensors(model).items()}
-    expected |= {name: tuple(shape) for name, shape in config.shapes.items() if name in expected}
-    check_fit(f"load: {path}", expected, tensors)
+    tensors = _verified(path, config)
+    model = _fresh(f"load: {Path(folder) / CONFIG}", config, factory)
+    check_fit(f"load: {path}", _tensors(model), tensors, config.shapes)
     return resize(model, tensors).eval()
 
 
@@ -124,15 +137,11 @@ def read_config(folder: str | Path) -> Config:
     path = Path(folder) / CONFIG
     raw = read_json(path)
     if isinstance(raw, dict) and raw.get("format", 1) != 1:
-        raise AerogelError(
-            f"{path} has format {raw['format']!r}; this aerogel reads format 1, so update aerogel"
-        )
+        raise AerogelError(f"{path} has format {raw['format']!r}; this aerogel reads format 1, so update aerogel")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise AerogelError(f"{path}: {where}: {first['msg']}; it is corrupt or not a saved model") from error
+        raise AerogelError(f"{path}: {_first(error)}; it is corrupt or not a saved model") from error
     if (config.net is None) == (config.factory is None):
         raise AerogelError(f"{path} must name either a net or a factory; it is corrupt or not a saved model")
     return config
@@ -141,73 +150,114 @@ def read_config(folder: str | Path) -> Config:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a .safetensors file. Raises AerogelError when it is absent or corrupt."""
     try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError, KeyError) as error:
-        reason = "no such file" if not path.exists() else str(error).splitlines()[0]
-        raise AerogelError(
-            f"cannot read {path}: {reason}; it is absent, corrupt or not safetensors"
-        ) from error
+        # Cloned, because what load_file gives is the mapped file itself: it would change when the file does.
+        return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
+    except (OSError, safetensors.SafetensorError, KeyError, AttributeError) as error:  # the last two: unknown types
+        reason = one_line(error) if os.path.exists(path) else "no such file"
+        raise AerogelError(f"cannot read {path}: {reason}; it is absent, corrupt or not safetensors") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a .safetensors file. Raises OSError when the disk is full or the folder cannot be written."""
+    plain = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    path.write_bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))  # save_file would make it mode 600
 
 
 def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
     """Puts the weights of a saved folder, a .safetensors file or a .pt/.pth state dict into `model`, in place.
 
-    Every name and shape must fit. A .pt file is read by weights_only, which runs no code of its own.
-    Raises AerogelError naming the first tensor that is missing, left over or of another shape.
+    Every name and shape must fit; number types become the model's. A .pt file is read by weights_only, which runs no
+    code of its own. Raises AerogelError naming the first tensor that is missing, left over or of another shape.
     """
-    path = Path(source)
+    path, caller = Path(source), f"--weights {source}"
     if path.is_dir():
-        path = path / WEIGHTS
-    if path.suffix in (".pt", ".pth"):
+        tensors = _verified(path / WEIGHTS, read_config(path))
+    elif path.suffix in (".pt", ".pth"):
         tensors = _read_torch(path)
     else:
         tensors = read_tensors(path)
-    own = _tensors(model)
-    aliases = {name: tensor_names(model)[id(t)] for name, t in model.state_dict(keep_vars=True).items()}
-    tensors = {aliases.get(name, name): tensor for name, tensor in tensors.items()}
-    check_fit(f"--weights {source}", {name: tuple(t.shape) for name, t in own.items()}, tensors)
-    return resize(model, tensors)
+    own, names = _tensors(model), tensor_names(model)
+    first = {key: names[id(tensor)] for key, tensor in model.state_dict(keep_vars=True).items()}
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = first.get(key, key)
+        if not torch.equal(found.setdefault(name, tensor), tensor):
+            raise AerogelError(f"{caller}: {name!r} and {key!r} are one tensor in the network, and differ in the file")
+    check_fit(caller, own, found)
+    return resize(model, {name: tensor.to(own[name]) for name, tensor in found.items()})
 
 
-def check_fit(caller: str, expected: Mapping[str, tuple[int, ...]], got: Mapping[str, Tensor]) -> None:
-    """Raises AerogelError naming the first tensor that is missing, left over, or of another shape."""
-    for name, shape in expected.items():
+def check_fit(
+    caller: str,
+    own: Mapping[str, Tensor],
+    got: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Raises AerogelError naming the first tensor that is missing, left over, or of another shape or type.
+
+    own: the network's. shapes: those that differ from its own, with as many dimensions.
+    """
+    shapes = shapes or {}
+    for name in shapes:
+        if name not in own or len(shapes[name]) != own[name].ndim:
+            raise AerogelError(f"{caller}: the table of shapes has {name!r} {tuple(shapes[name])}, the network has not")
+    for name, tensor in own.items():
+        shape = tuple(shapes.get(name, tensor.shape))
         if name not in got:
             raise AerogelError(
-                f"{caller}: the network needs {name} {shape}, which the file lacks; is it another network's?"
+                f"{caller}: the network needs {name} {shape}, which is missing; is it another network's?"
             )
-        if tuple(got[name].shape) != shape:
+        given = got[name]
+        if tuple(given.shape) != shape:
             raise AerogelError(
-                f"{caller}: {name} has shape {tuple(got[name].shape)}, the network needs {shape}; is it another network's, or a cut one's?"
+                f"{caller}: {name} has shape {tuple(given.shape)}, the network needs {shape}; "
+                "is it another network's, or a cut one's?"
             )
-    left = sorted(set(got) - set(expected))
-    if left:
-        raise AerogelError(
-            f"{caller}: the file holds {left[0]}, which the network lacks; is it another network's?"
-        )
+        if given.dtype != tensor.dtype and not (given.dtype in FLOATS and tensor.dtype in FLOATS):
+            raise AerogelError(
+                f"{caller}: {name} holds {given.dtype}, the network needs {tensor.dtype}; is it corrupt?"
+            )
+    if left := sorted(got.keys() - own.keys()):
+        raise AerogelError(f"{caller}: {left[0]!r} is left over, the network lacks it; is it another network's?")
+
+
+def spec_of(model: nn.Module) -> dict[str, Any] | None:
+    """{"net": name, "args": {...}} of a network that `aerogel.nets.build` made, else None."""
+    spec = getattr(model, "spec", None)
+    return spec if isinstance(spec, dict) and spec.keys() == {"net", "args"} else None
+
+
+def _verified(path: Path, config: Config) -> dict[str, Tensor]:
+    """The tensors of a saved folder. Raises AerogelError when a byte is not as it was written."""
+    tensors = read_tensors(path)
+    if sha256(path) != config.sha256:
+        raise AerogelError(f"load: {path} does not match the sha256 in {CONFIG}; it is corrupt or was replaced")
+    return tensors
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything for a file that is not its own
-        reason = "no such file" if not path.exists() else "it is corrupt or holds more than plain tensors"
-        raise AerogelError(
-            f"cannot read {path}: {reason}; save a state_dict, best as .safetensors"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise AerogelError(
-            f"{path} is not a state_dict of tensors; save model.state_dict(), best as .safetensors"
-        )
+        reason = "no such file" if not os.path.exists(path) else "it is corrupt or holds more than plain tensors"
+        raise AerogelError(f"cannot read {path}: {reason}; save a state_dict, best as .safetensors") from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
+        raise AerogelError(f"{path} is not a state_dict of tensors; save model.state_dict(), best as .safetensors")
     return state
 
 
-def _fresh(config: Config, factory: Callable[[], nn.Module] | None) -> nn.Module:
+def _fresh(caller: str, config: Config, factory: Callable[[], nn.Module] | None) -> nn.Module:
     """The network as built. Ours on the meta device: nothing is allotted; a user's may hold tensors of its own."""
-    if factory is None:
-        with torch.device("meta"):
-            return nets.build(config.net or "", **config.args)
-    return call_factory(factory, config.factory or getattr(factory, "__name__", "factory"))
+    try:
+        with torch.random.fork_rng(devices=[]):  # what the caller draws next does not depend on our building
+            if factory is not None:
+                return call_factory(factory, config.factory or str(getattr(factory, "__name__", "factory")))
+            with torch.device("meta"):
+                return nets.build(config.net or "", **config.args)
+    except AerogelError as error:
+        raise AerogelError(f"{caller}: {error}") from error
+    except Exception as error:  # numbers from a file may be too large for anything
+        raise AerogelError(f"{caller}: {config.net} has no {config.args}: {one_line(error)}") from error
 
 
 def call_factory(factory: Callable[..., Any], name: str) -> nn.Module:
@@ -223,5 +273,42 @@ def call_factory(factory: Callable[..., Any], name: str) -> nn.Module:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """What is saved: parameters and persistent buffers, tied ones once."""
-    names = tensor_names(model)
-    return {names[id(tensor)]: tensor for tensor in model.state_dict(keep_vars=True).values()}
+    names, found = tensor_names(model), {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in names:
+            raise AerogelError(f"{key!r} of {type(model).__name__} is neither a parameter nor a buffer; make it one")
+        found[names[id(tensor)]] = tensor
+    return found
+
+
+def _check_unshared(tensors: Mapping[str, Tensor]) -> None:
+    """Raises AerogelError for two tensors in the same memory: loading would part them."""
+    spans = sorted((*_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    for (_, end, one), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            raise AerogelError(f"save: {one} and {other} share memory; tie them as one Parameter, a.weight = b.weight")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of its first byte and of the one after its last."""
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
+
+
+def _check_same_modules(what: str | None, built: nn.Module, model: nn.Module) -> None:
+    """Raises AerogelError naming the first layer that `what` builds otherwise: it would load as another network."""
+    ours, theirs = (
+        {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in one.named_modules()} for one in (model, built)
+    )
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise AerogelError(
+                f"save: {what} builds another network than this one: {name or 'it'} is {ours.get(name)}, "
+                f"built as {theirs.get(name)}; pass a factory that builds it so"
+            )
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'!r}: {one_line(ValueError(first['msg']))}"

@@ -59,9 +59,7 @@ def check_parity(model: nn.Module, path: Path, inputs: Tensor, *, batch_size: in
     return Parity(len(found), agreement, largest, tolerance, ok)
 
 
-def run_onnx(
-    path: Path, inputs: np.ndarray, *, batch_size: int = 256, threads: int | None = None
-) -> np.ndarray:
+def run_onnx(path: Path, inputs: np.ndarray, *, batch_size: int = 256, threads: int | None = None) -> np.ndarray:
     """The file's first output on `inputs`, (n, ...), float32 or as the file wants them: (n, ...).
 
     Of a file with a fixed batch the last batch is filled up with copies of the last sample.
@@ -72,12 +70,10 @@ def run_onnx(
         raise AerogelError(
             f"run_onnx: needs at least one sample and batch_size >= 1, got {len(inputs)} and {batch_size}"
         )
-    with keeping_denormals():
+    with flushing_denormals():
         session = open_session(path, threads=available_cores() if threads is None else threads)
         if len(session.get_inputs()) != 1:
-            raise AerogelError(
-                f"run_onnx: {path} has {len(session.get_inputs())} inputs, only one can be fed"
-            )
+            raise AerogelError(f"run_onnx: {path} has {len(session.get_inputs())} inputs, only one can be fed")
         fixed = next(iter(session.get_inputs()[0].shape), None)
         step = fixed if isinstance(fixed, int) else batch_size
         outputs = []
@@ -95,14 +91,12 @@ def _run_batch(session: onnxruntime.InferenceSession, path: Path, batch: np.ndar
     except Exception as error:
         raise AerogelError(f"run_onnx: {path} fails on a batch {batch.shape}: {one_line(error)}") from error
     if output.shape[:1] != batch.shape[:1]:
-        raise AerogelError(
-            f"run_onnx: {path} gives {output.shape} for a batch of {len(batch)}, not one a sample"
-        )
+        raise AerogelError(f"run_onnx: {path} gives {output.shape} for a batch of {len(batch)}, not one a sample")
     return output
 
 
 def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A session on the CPU; call it inside `keeping_denormals`.
+    """A session on the CPU; call it inside `flushing_denormals`.
 
     Raises AerogelError when the file is absent or corrupt, or `threads` is below 1.
     """
@@ -127,13 +121,18 @@ def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSessio
 
 
 @contextlib.contextmanager
-def keeping_denormals() -> Iterator[None]:
-    """Gives this thread its treatment of denormal numbers back, which opening a session changes for good."""
-    flushed = bool(np.float32(1e-40) * np.float32(0.5) == 0)
+def flushing_denormals() -> Iterator[None]:
+    """This thread takes denormal numbers as zero inside, and as before afterwards.
+
+    ONNX Runtime's own option acts on its worker threads, and on the calling thread only once in a process,
+    where it then stays.
+    """
+    before = bool(np.float32(1e-40) * np.float32(0.5) == 0)
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(flushed)
+        torch.set_flush_denormal(before)
 
 
 def available_cores() -> int:

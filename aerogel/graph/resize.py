@@ -6,6 +6,7 @@ Used when channels are cut and when a saved, cut network is rebuilt from its tab
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ def resize(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     new: dict[int, Tensor] = {}  # one new tensor for every old one, however many modules share it
     for module in model.modules():
         changed = False
-        for store in (module._parameters, module._buffers):
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in stores:
             for key, old in store.items():
                 data = None if old is None else tensors.get(names[id(old)])
                 if data is None or old is None:

@@ -1,12 +1,14 @@
 """Channel coupling: the sets of weight indices that must be cut together, single channel by single channel.
 
 The labels of `aerogel.graph.labels` are joined by connected components: one component is one coupled channel.
-Components that reach the same dimensions with the same counts form a Group (the channels of a residual stage, the
-units of a hidden layer): what is ranked together and never cut to nothing.
+Components that reach the same dimensions with the same counts form a Group (the channels of a residual stage,
+the units of a hidden layer): what is ranked together and never cut to nothing.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +47,8 @@ class Group:
 class Coupling:
     """dims: the component of every index of every weight dimension that a rule named; -1 where it stays.
 
-    values: the same for activations, broadcastable to their shapes. frozen: {dimension: reason}.
+    values: the same for activations, broadcastable to their shapes. groups: what can be cut.
+    frozen: {dimension, weight or group: the reason why it stays whole}. count: components, cuttable or not.
     """
 
     graph: Graph
@@ -53,11 +56,13 @@ class Coupling:
     values: dict[str, np.ndarray]
     groups: tuple[Group, ...]
     frozen: dict[str, str]
-    count: int  # components, cuttable or not
+    count: int
 
     def kept(self, removed: np.ndarray) -> dict[str, tuple[np.ndarray | None, ...]]:
-        """For each weight that a cut of the components flagged in `removed` (count,) touches: kept indices by
-        dimension, None for a dimension left whole."""
+        """{weight: kept indices by dimension, None for one left whole}, of the weights that a cut touches.
+
+        removed (count,) flags the components that go.
+        """
         kept: dict[str, list[np.ndarray | None]] = {}
         for (target, dim), components in self.dims.items():
             gone = _flag(removed, components)
@@ -68,20 +73,18 @@ class Coupling:
 
     def resized(self, removed: np.ndarray) -> Graph:
         """The graph as it would be after that cut; no capture, no copying of weights."""
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for target, dims in self.kept(removed).items():
-            shape = tuple(
-                n if k is None else len(k) for n, k in zip(self._shape_of[target], dims, strict=True)
-            )
+            shape = tuple(n if k is None else len(k) for n, k in zip(self._shape_of[target], dims, strict=True))
             shapes |= dict.fromkeys(self._values_of[target], shape)
         for name, components in self._wide_values:
             alive = ~_flag(removed, components)
-            shape = list(self.graph.values[name].shape)
+            sizes = list(self.graph.values[name].shape)
             for d, size in enumerate(components.shape):
                 if size > 1:
                     others = tuple(i for i in range(alive.ndim) if i != d)
-                    shape[d] = int(alive.any(axis=others).sum())
-            shapes[name] = tuple(shape)
+                    sizes[d] = int(alive.any(axis=others).sum())
+            shapes[name] = tuple(sizes)
         return self.graph.with_shapes(shapes)
 
     @cached_property
@@ -105,30 +108,29 @@ class Coupling:
 def couple(graph: Graph) -> Coupling:
     """Finds every coupled channel of a captured network."""
     state = push_labels(graph)
-    component, frozen_reason = _join(state)
-    dims = {key: component[labels.numpy()] for key, labels in state.dims.items()}
-    first_reason = {key: frozen_reason.get(int(c[0])) for key, c in dims.items()}
+    component, reasons = _join(state)
+    whole = {key: component[labels.numpy()] for key, labels in state.dims.items()}
     loose = np.ones(component.max() + 1, dtype=bool)
-    loose[list(frozen_reason)] = False
-    dims = {key: np.where(loose[c], c, -1) for key, c in dims.items()}
-    values = {
-        name: np.where(loose[c], c, -1)
-        for name, c in ((n, component[t.numpy()]) for n, t in state.values.items())
-    }
+    loose[list(reasons)] = False
+    dims = {key: np.where(loose[c], c, -1) for key, c in whole.items()}
+    of_values = {name: component[labels.numpy()] for name, labels in state.values.items()}
+    values = {name: np.where(loose[c], c, -1) for name, c in of_values.items()}
+    groups = _groups(dims)
     frozen = {
-        _dim_name(key): first_reason[key] or "tied to what must stay"
-        for key, c in dims.items()
-        if (c < 0).all()
+        f"{target} dim {dim}": reasons[int(whole[target, dim][0])] for (target, dim), c in dims.items() if (c < 0).all()
     }
+    named = {target for target, _ in dims}
+    frozen |= {target: reason for target, reason in state.pinned.items() if target not in named}
+    frozen |= {group.name: "all of it is one coupled channel" for group in groups if len(group) == 1}
     frozen |= dict.fromkeys(graph.unreached, "no op of the example run reads it")
-    return Coupling(graph, dims, values, _groups(dims), frozen, len(loose))
+    return Coupling(graph, dims, values, tuple(g for g in groups if len(g) > 1), frozen, len(loose))
 
 
 def _join(state: Labels) -> tuple[np.ndarray, dict[int, str]]:
     """(component of every label, {component that must stay: reason})."""
-    size = state._next
     pairs = np.concatenate([np.zeros((2, 0), int), *(p.numpy() for p in state.pairs)], axis=1)
-    matrix = coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
+    shape = (state.count, state.count)
+    matrix = coo_matrix((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=shape)
     component = connected_components(matrix, directed=False)[1]
     reasons = {int(component[0]): "tied to the network's input or to a constant"}
     for labels, reason in state.pins:
@@ -147,28 +149,31 @@ def _groups(dims: dict[Dim, np.ndarray]) -> tuple[Group, ...]:
     component, key, index = component[loose], key[loose], index[loose]
     order = np.lexsort((index, key, component))
     component, key, index = component[order], key[order], index[order]
-    starts = np.flatnonzero(np.diff(component, prepend=-1))
+    starts = np.flatnonzero(np.diff(component, prepend=-1)).tolist()
     alike: dict[bytes, list[tuple[int, int]]] = {}  # signature -> [(start, stop)] of components
-    for start, stop in zip(starts, np.append(starts, len(component))[1:], strict=True):
+    for start, stop in itertools.pairwise([*starts, len(component)]):
         alike.setdefault(key[start:stop].tobytes(), []).append((start, stop))
-    groups = []
+    groups: dict[str, Group] = {}
     for spans in alike.values():
         rows = np.stack([index[a:b] for a, b in spans])  # (n, indices a channel)
         row_keys = key[spans[0][0] : spans[0][1]]
-        members = tuple(Member(*keys[k], rows[:, row_keys == k]) for k in np.unique(row_keys))
+        members = tuple(Member(keys[k][0], keys[k][1], rows[:, row_keys == k]) for k in np.unique(row_keys).tolist())
         units = component[[a for a, _ in spans]]
-        groups.append(Group(_group_name(members), units, members))
-    return tuple(groups)
+        name = _unused(_producer(members), groups)
+        groups[name] = Group(name, units, members)
+    return tuple(groups.values())
 
 
-def _group_name(members: tuple[Member, ...]) -> str:
+def _producer(members: tuple[Member, ...]) -> str:
     """The layer that makes these channels: the first whose output dimension is a member."""
     producer = next((m for m in members if m.dim == 0 and m.target.endswith("weight")), members[0])
     return producer.target.removesuffix(".weight")
 
 
-def _dim_name(key: Dim) -> str:
-    return f"{key[0]} dim {key[1]}"
+def _unused(name: str, names: Container[str]) -> str:
+    """The name, numbered where a layer makes channels of several groups."""
+    numbered = (f"{name}#{number}" for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([name], numbered) if candidate not in names)
 
 
 def _flag(removed: np.ndarray, components: np.ndarray) -> np.ndarray:

@@ -16,30 +16,35 @@ import torch
 from torch import Tensor
 
 from aerogel.errors import CutError
-from aerogel.prune.coupling import Group
+from aerogel.prune.coupling import Group, Member
 
 Criterion = Callable[[Group, Mapping[str, Tensor]], Tensor]
 
 
 def l1(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     """Sum of |w| over the channel's slices of every weight of two or more dimensions."""
-    return _sum(group, weights, lambda w: w.abs())
+    return _total(group, weights, torch.abs)
 
 
 def l2(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     """Root of the sum of squares over the channel's slices of every weight of two or more dimensions."""
-    return _sum(group, weights, lambda w: w.square()).sqrt()
+    return _total(group, weights, torch.square).sqrt()
 
 
 def bn_scale(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     """Sum of |gamma| over the batch norms among the group's members. Raises CutError where there is none."""
-    norms = {
-        m.target.removesuffix("running_mean") for m in group.members if m.target.endswith("running_mean")
-    }
-    scales = [m for m in group.members if any(m.target == f"{norm}weight" for norm in norms)]
-    if not scales:
-        raise CutError(f"bn_scale: group {group.name} passes no batch norm; use criterion='l2' or protect it")
-    return torch.stack([weights[m.target][torch.from_numpy(m.index)].abs().sum(1) for m in scales]).sum(0)
+    targets = {member.target for member in group.members}
+    norms = [
+        member
+        for member in group.members
+        if member.target.endswith("weight") and f"{member.target[:-6]}running_mean" in targets
+    ]
+    if not norms:
+        raise CutError(
+            f"cut: criterion 'bn_scale': group {group.name} passes no batch norm; "
+            "use criterion='l2' or protect the group"
+        )
+    return torch.stack([_by_channel(weights[m.target].float().abs(), m) for m in norms]).sum(0)
 
 
 def random(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
@@ -47,14 +52,19 @@ def random(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     return torch.rand(len(group))
 
 
-def _sum(group: Group, weights: Mapping[str, Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
-    total = torch.zeros(len(group))
+def _total(group: Group, weights: Mapping[str, Tensor], of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sum of `of` the weight, over the channel's slices of every weight of two or more dimensions."""
+    sums = []
     for member in group.members:
-        weight = weights[member.target]
+        weight = weights[member.target].float()
         if weight.ndim > 1:
-            by_index = of(weight.float()).transpose(0, member.dim).flatten(1).sum(1)
-            total += by_index[torch.from_numpy(member.index)].sum(1)
-    return total
+            sums.append(_by_channel(of(weight).transpose(0, member.dim).flatten(1).sum(1), member))
+    return torch.stack(sums).sum(0) if sums else torch.zeros(len(group))
+
+
+def _by_channel(by_index: Tensor, member: Member) -> Tensor:
+    """(size of the dimension,) -> (n,): a channel's sum over the indices it takes there."""
+    return by_index[torch.from_numpy(member.index).to(by_index.device)].sum(1)
 
 
 CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "bn_scale": bn_scale, "random": random}

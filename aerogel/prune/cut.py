@@ -3,8 +3,8 @@
 1. couple: labels find what must go together (aerogel.graph.labels, aerogel.prune.coupling);
 2. plan: a criterion ranks the channels, the fewest go that meet the target (criteria, plan);
 3. slice: every weight keeps its surviving indices, module attributes follow (aerogel.graph.resize);
-4. prove: on random inputs and random norm statistics, the cut network's output equals that of the whole network
-   with the same indices set to zero: |cut - masked| <= 1e-4 x |output| in float32.
+4. prove: on random inputs, norm statistics and biases, the output of the cut network equals that of the whole
+   network with the same indices set to zero: |cut - masked| <= 1e-4 x |output| in float32.
 What fails the proof is frozen, with the reason, and the plan is made again: never a wrong network.
 """
 
@@ -25,10 +25,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from aerogel.cost import Cost, count
 from aerogel.errors import CutError, nearest
 from aerogel.graph import capture, evaluating, tensor_names
+from aerogel.graph.capture import quiet
 from aerogel.graph.resize import resize, sliced
 from aerogel.prune.coupling import Coupling, couple
 from aerogel.prune.criteria import CRITERIA, Criterion
-from aerogel.prune.plan import check_target, is_protected, plan
+from aerogel.prune.plan import check_counts, check_target, is_protected, names_of, plan
 
 TOLERANCE = 1e-4
 Kept = dict[str, tuple[Tensor | None, ...]]
@@ -63,11 +64,13 @@ def cut(
 ) -> Cut:
     """A smaller copy of `model`; the model itself is untouched.
 
-    args, kwargs: example inputs. target: {metric: fraction to keep}, metrics channels, params, macs, access_bytes,
-    peak_bytes. protect: names or patterns of modules or weights whose channels stay.
+    args, kwargs: example inputs. target: {metric: fraction to keep}, metrics channels (of those that can be
+    cut), params, macs, access_bytes, peak_bytes. round_to: groups keep multiples of it, or all of their channels.
+    protect: names or patterns of modules or weights whose channels stay.
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
     check_target(target)
+    check_counts(round_to=round_to, min_channels=min_channels)
     score = find_criterion(criterion)
     weights = named_weights(model)
 
@@ -87,6 +90,7 @@ def deepest(
     min_channels: int = 1,
 ) -> Cut:
     """As far as cutting can go: `min_channels` left in every group. To ask what a goal may be, not for use."""
+    check_counts(min_channels=min_channels)
 
     def choose(coupling: Coupling) -> np.ndarray:
         flags = np.zeros(coupling.count, bool)
@@ -104,38 +108,45 @@ def _proven(
     protect: Sequence[str],
     choose: Callable[[Coupling], np.ndarray],
 ) -> Cut:
-    """Couples, cuts what `choose` flags, and proves it; groups that fail the proof are frozen and it chooses again."""
-    coupling = protected(couple(capture(model, args, kwargs)), protect)
-    weights = named_weights(model)
+    """Cuts what `choose` flags, and proves it; groups that fail the proof are frozen and it chooses again."""
+    graph = capture(model, args, kwargs)
+    coupling = protected(couple(graph), protect)
     while True:
-        kept = to_tensors(coupling.kept(choose(coupling)))
+        removed = choose(coupling)
+        kept = to_tensors(coupling.kept(removed))
         error, problem = prove(model, args, kwargs, kept)
         if problem is None:
             break
-        coupling = without_failing(model, args, kwargs, coupling, problem)
-    smaller = resize(_copy(model), slices(weights, kept))
-    after = count(capture(smaller, args, kwargs))
-    return Cut(smaller, count(coupling.graph), after, error, kept, coupling.frozen)
+        coupling = without_failing(model, args, kwargs, coupling, removed, problem)
+    smaller = resize(_copy(model), slices(named_weights(model), kept))
+    smaller.zero_grad(set_to_none=True)  # what the copy brought along fits no new shape
+    return Cut(smaller, count(graph), count(capture(smaller, args, kwargs)), error, kept, coupling.frozen)
 
 
 def find_criterion(criterion: str | Criterion) -> Criterion:
+    """The function behind a name, or the function itself. Raises CutError for an unknown name."""
     if callable(criterion):
         return criterion
     if criterion not in CRITERIA:
-        raise CutError(f"cut: criterion {criterion!r} is unknown; {nearest(criterion, CRITERIA)}")
+        raise CutError(f"cut: criterion {criterion!r} is unknown; {nearest(str(criterion), CRITERIA)}")
     return CRITERIA[criterion]
 
 
 def scores(coupling: Coupling, weights: Mapping[str, Tensor], score: Criterion) -> list[np.ndarray]:
-    """Each group's scores over their mean, so that layers of different scale can be ranked together."""
+    """Each group's scores over their mean size, so that layers of different scale can be ranked together.
+
+    Raises CutError unless the criterion gives one finite number a channel.
+    """
     found = []
     for group in coupling.groups:
-        raw = score(group, weights).double()
+        raw = torch.as_tensor(score(group, weights)).detach().double().cpu()
         if raw.shape != (len(group),) or not torch.isfinite(raw).all():
+            what = f"{raw.numel() - int(torch.isfinite(raw).sum())} that are not finite" if raw.ndim == 1 else ""
             raise CutError(
-                f"cut: the criterion must give one finite score a channel, got {tuple(raw.shape)} for group {group.name}"
+                f"cut: the criterion must give one finite score for each of the {len(group)} channels of "
+                f"{group.name}, got shape {tuple(raw.shape)}{', ' + what if what else ''}"
             )
-        found.append((raw / raw.mean().clamp_min(1e-30)).numpy())
+        found.append((raw / raw.abs().mean().clamp_min(1e-30)).numpy())
     return found
 
 
@@ -156,11 +167,14 @@ def slices(weights: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
 
 def protected(coupling: Coupling, protect: Sequence[str]) -> Coupling:
     """Freezes the groups that a pattern names. Raises CutError for a pattern that names nothing."""
-    hit = {group.name: is_protected(group, protect) for group in coupling.groups}
-    names = [name for key, _ in coupling.dims for name in (key, key.rpartition(".")[0])]
+    if isinstance(protect, str):
+        raise CutError(f"cut: protect must be a list of patterns, got {protect!r}; write [{protect!r}]")
+    weights = (value.target for value in coupling.graph.values.values() if value.is_weight)
+    names = set[str]().union(*(names_of(target) for target in weights))
     for pattern in protect:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise CutError(f"cut: protect pattern {pattern!r} names no layer; {nearest(pattern, set(names))}")
+            raise CutError(f"cut: protect pattern {pattern!r} names no layer; {nearest(pattern, names)}")
+    hit = {group.name: is_protected(group, protect) for group in coupling.groups}
     return freeze(coupling, {name: f"protected by {pattern!r}" for name, pattern in hit.items() if pattern})
 
 
@@ -179,28 +193,27 @@ def prove(
     """
     generator = torch.Generator().manual_seed(seed)
     masked = _copy(model)
-    _randomise_norms(masked, generator)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in masked.parameters()):
+        masked.float()  # half precision could not tell a wrong index from rounding
+    _randomise(masked, generator)
     smaller = resize(_copy(masked), slices(named_weights(masked), kept))
     for target, tensor in named_weights(masked).items():
         for dim, index in enumerate(kept.get(target, ())):
             if index is not None:
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
                 gone[index] = False
-                tensor.index_fill_(dim, gone.nonzero().flatten(), 0)
+                tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     args, kwargs = tree_map(lambda x: _random_like(x, generator), (args, dict(kwargs or {})))
-    with torch.no_grad(), evaluating(masked), evaluating(smaller):
+    with torch.no_grad(), evaluating(masked), evaluating(smaller), quiet():
         whole = masked(*args, **kwargs)
         try:
             less = smaller(*args, **kwargs)
-        except Exception as error:  # the user's own code may fail in any way once sizes change
-            return float(
-                "inf"
-            ), f"forward fails once it is cut: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        except Exception as failure:  # the user's own code may fail in any way once sizes change
+            what = (str(failure).splitlines() or [""])[0][:120]
+            return float("inf"), f"forward fails once it is cut: {type(failure).__name__}: {what}"
     error = _relative_error(tree_leaves(whole), tree_leaves(less))
-    return (
-        error,
-        None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output",
-    )
+    wrong = None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output"
+    return error, wrong
 
 
 def without_failing(
@@ -208,20 +221,29 @@ def without_failing(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     coupling: Coupling,
+    removed: np.ndarray,
     problem: str,
 ) -> Coupling:
-    """Cuts half of each group alone and freezes the groups that fail. Raises CutError when none does."""
-    reasons = {}
+    """Makes the planned cut group by group and freezes the groups with which the proof fails.
+
+    Raises CutError where the network fails its proof uncut.
+    """
+    if prove(model, args, kwargs, {})[1]:
+        raise CutError(
+            f"cut: {type(model).__name__}: nothing can be proven, its output on random inputs is not finite "
+            "or not the same twice; make forward() deterministic"
+        )
+    reasons: dict[str, str] = {}
+    passed = np.zeros_like(removed)
     for group in coupling.groups:
-        removed = np.zeros(coupling.count, bool)
-        removed[group.units[: len(group) // 2]] = True
-        _, wrong = prove(model, args, kwargs, to_tensors(coupling.kept(removed)))
+        tried = passed.copy()
+        tried[group.units] = removed[group.units]
+        _, wrong = prove(model, args, kwargs, to_tensors(coupling.kept(tried)))
         if wrong:
             reasons[group.name] = wrong
-    if not reasons:
-        raise CutError(
-            f"cut: {type(model).__name__}: {problem}, and no single group is to blame; protect layers by name"
-        )
+        else:
+            passed = tried
+    assert reasons, problem  # at the last group all that was planned has been tried
     return freeze(coupling, reasons)
 
 
@@ -234,28 +256,50 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _randomise_norms(model: nn.Module, generator: torch.Generator) -> None:
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Random norm statistics, scales and biases of the size that they had.
+
+    Fresh ones (all 0 or all 1) and dead channels would hide a wrong index.
+    """
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=generator).to(like)
+
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            assert module.running_var is not None
-            # a mean below zero keeps most units alive, so that the comparison sees signal in every layer
-            module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=generator) / 2 - 0.5)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=generator) + 0.5)
+        bias = module._parameters.get("bias")
+        if bias is not None:
+            bias.detach().add_(0.2 * noise(bias) - 0.1)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.weight is not None:
+                scale = module.weight.detach()
+                scale.copy_((scale.abs().mean() or 1.0) * (0.5 + noise(scale)))
+            if module.running_mean is not None and module.running_var is not None:
+                mean, variance = module.running_mean, module.running_var
+                # a mean below the true one keeps most units alive: every layer sends a signal on
+                mean.sub_(variance.sqrt() * noise(mean))
+                variance.mul_(0.5 + noise(variance))
 
 
 def _random_like(x: Any, generator: torch.Generator) -> Any:
+    """Another float tensor of that shape, in single precision where it was half; all else as it is."""
     if isinstance(x, Tensor) and x.is_floating_point():
-        return torch.randn(x.shape, generator=generator).to(x)
+        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        return torch.randn(x.shape, generator=generator).to(x.device, dtype)
     return x
 
 
 def _relative_error(expected: Sequence[Any], got: Sequence[Any]) -> float:
-    pairs = [(e, g) for e, g in zip(expected, got, strict=True) if isinstance(e, Tensor)]
-    if any(e.shape != g.shape for e, g in pairs):
+    """The largest |got - expected| / max |expected| over the tensors; for whole numbers the share that differs.
+
+    Infinite where shapes differ, where a number is not finite, and where there is nothing to compare.
+    """
+    expected, got = ([x for x in leaves if isinstance(x, Tensor)] for leaves in (expected, got))
+    if [e.shape for e in expected] != [g.shape for g in got]:
         return float("inf")
-    errors = [
-        ((e - g).abs().max() / e.abs().max().clamp_min(1e-12)).item()
-        for e, g in pairs
-        if e.is_floating_point()
-    ]
-    return max((float("inf") if np.isnan(e) else e for e in errors), default=0.0)
+    errors = []
+    for e, g in zip(expected, got, strict=True):
+        if not (e.is_floating_point() or e.is_complex()):
+            errors.append((e != g).double().mean().item())
+        elif e.numel():
+            errors.append(((e - g).abs().max() / e.abs().max().clamp_min(1e-12)).item())
+    return max((error if np.isfinite(error) else float("inf") for error in errors), default=float("inf"))

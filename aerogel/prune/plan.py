@@ -5,7 +5,7 @@ Each candidate is priced on the captured graph resized on paper, so a plan costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -19,17 +19,22 @@ METRICS = ("channels", "params", "macs", "access_bytes", "peak_bytes")
 
 def check_target(target: Mapping[str, float]) -> None:
     """Raises CutError unless every target is a known metric with a fraction in (0, 1]."""
-    if not target:
-        raise CutError("cut: target is empty; give a fraction to keep, as target={'macs': 0.5}")
+    if not isinstance(target, Mapping) or not target:
+        raise CutError(f"cut: target must name fractions to keep, as {{'macs': 0.5}}, got {target!r}")
     for metric, fraction in target.items():
         if metric == "latency":
-            raise CutError(
-                "cut: latency is measured on the exported file; use `aerogel compress --target latency=...`"
-            )
+            raise CutError("cut: latency is measured on the exported file; use `aerogel compress --target latency=...`")
         if metric not in METRICS:
-            raise CutError(f"cut: target {metric!r} is unknown; {nearest(metric, METRICS)}")
+            raise CutError(f"cut: target {metric!r} is unknown; {nearest(str(metric), METRICS)}")
         if not (isinstance(fraction, int | float) and 0 < fraction <= 1):
             raise CutError(f"cut: target {metric} must be a fraction to keep in (0, 1], got {fraction!r}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raises CutError unless each is an integer of at least 1."""
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise CutError(f"cut: {name} must be an integer of at least 1, got {value!r}")
 
 
 def plan(
@@ -42,59 +47,75 @@ def plan(
 ) -> np.ndarray:
     """The components to remove, as flags (coupling.count,).
 
-    scores: for each group, (n,); ranked globally as they are. Every group keeps at least `min_channels`, and a
-    multiple of `round_to` (or all of its channels).
+    scores: for each group, (n,); ranked globally as they are, equal ones spread over the groups. Every group
+    keeps at least `min_channels`, and a multiple of `round_to` (or all of its channels).
     Raises CutError when even the deepest cut misses a target, saying how far it reaches.
     """
-    if round_to < 1 or min_channels < 1:
-        raise CutError(f"cut: round_to and min_channels must be at least 1, got {round_to=}, {min_channels=}")
+    check_counts(round_to=round_to, min_channels=min_channels)
+    sizes = [len(group) for group in coupling.groups]
     order = [np.argsort(score, kind="stable") for score in scores]
-    ranked = np.sort(np.concatenate([np.zeros(0), *scores]))
+    ranks = _global_ranks(scores, order)
 
     def removed(k: int) -> np.ndarray:
         """Flags when the k lowest-ranked channels of the network are asked for."""
         flags = np.zeros(coupling.count, bool)
-        limit = ranked[k - 1] if k else -np.inf
-        for group, score, lowest in zip(coupling.groups, scores, order, strict=True):
-            keep = _round_up(max(int((score > limit).sum()), min_channels), round_to, len(group))
+        for group, rank, lowest in zip(coupling.groups, ranks, order, strict=True):
+            keep = _round_up(max(int((rank >= k).sum()), min_channels), round_to, len(group))
             flags[group.units[lowest[: len(group) - keep]]] = True
         return flags
 
-    before = {metric: measure(coupling, metric) for metric in target}
+    before = _measures(coupling, target)
 
     def met(k: int) -> bool:
         return all(f <= target[m] for m, f in fractions(coupling, removed(k), before).items())
 
-    if not met(len(ranked)):
-        reach = fractions(coupling, removed(len(ranked)), before)
-        missed = ", ".join(
-            f"{m}={target[m]:g} (cutting reaches {f:.3g})" for m, f in reach.items() if f > target[m]
-        )
+    if not met(sum(sizes)):
+        reach = fractions(coupling, removed(sum(sizes)), before)
+        missed = ", ".join(f"{m}={target[m]:g} (cutting reaches {f:.3g})" for m, f in reach.items() if f > target[m])
         held = "" if coupling.groups else "; nothing can be cut: every channel is frozen"
         raise CutError(
             f"cut: target {missed} is out of reach{held}; ask for a larger fraction or free protected layers"
         )
-    return removed(_first(met, len(ranked)))
+    return removed(_first(met, sum(sizes)))
 
 
 def measure(coupling: Coupling, metric: str, removed: np.ndarray | None = None) -> float:
-    """A metric of the network after a planned cut (none: as it is)."""
-    if metric == "channels":
-        gone = 0 if removed is None else removed.sum()
-        return float(sum(len(group) for group in coupling.groups) - gone)
-    cost: Cost = count(coupling.graph if removed is None else coupling.resized(removed))
-    return float(getattr(cost, metric))
+    """A metric of the network after a planned cut (none: as it is); `channels` are those that can be cut."""
+    return _measures(coupling, [metric], removed)[metric]
 
 
-def fractions(coupling: Coupling, removed: np.ndarray, before: Mapping[str, float]) -> dict[str, float]:
-    """What share of each metric would be left."""
-    return {m: measure(coupling, m, removed) / max(whole, 1.0) for m, whole in before.items()}
+def names_of(target: str) -> set[str]:
+    """A weight's name and those of the modules it stands in: a.b.weight -> {a.b.weight, a.b, a}."""
+    parts = target.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
 
 
 def is_protected(group: Group, protect: Sequence[str]) -> str | None:
     """The pattern that names one of the group's weights or modules, if any: 'features.0', '*.conv1'."""
-    names = {name for m in group.members for name in (m.target, m.target.rpartition(".")[0])}
+    names = set[str]().union(*(names_of(member.target) for member in group.members))
     return next((p for p in protect if any(fnmatchcase(name, p) for name in names)), None)
+
+
+def _measures(coupling: Coupling, metrics: Iterable[str], removed: np.ndarray | None = None) -> dict[str, float]:
+    cost: Cost = count(coupling.graph if removed is None else coupling.resized(removed))
+    gone = 0 if removed is None else int(removed.sum())
+    channels = sum(len(group) for group in coupling.groups) - gone
+    return {m: float(channels if m == "channels" else getattr(cost, m)) for m in metrics}
+
+
+def fractions(coupling: Coupling, removed: np.ndarray, before: Mapping[str, float]) -> dict[str, float]:
+    """What share of each metric would be left; all of it where there is nothing to begin with."""
+    after = _measures(coupling, before, removed)
+    return {m: after[m] / whole if whole else 1.0 for m, whole in before.items()}
+
+
+def _global_ranks(scores: Sequence[np.ndarray], order: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each group, the rank (n,) of its channels in the whole network: by score, then by place in the group."""
+    places = [np.argsort(lowest) / len(lowest) for lowest in order]
+    ranking = np.lexsort((np.concatenate([[], *places]), np.concatenate([[], *scores])))
+    ranks = np.empty(len(ranking), dtype=int)
+    ranks[ranking] = np.arange(len(ranking))
+    return np.split(ranks, np.cumsum([len(score) for score in scores], dtype=int))[:-1]
 
 
 def _round_up(keep: int, multiple: int, whole: int) -> int:

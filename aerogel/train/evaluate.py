@@ -18,5 +18,5 @@ def predict(model: nn.Module, data: Dataset, split: str, batch_size: int = 500) 
 
 def accuracy(model: nn.Module, data: Dataset, split: str) -> float:
     """Percent of the split that the network gets right."""
-    labels = getattr(data, split).labels
-    return 100.0 * float((predict(model, data, split).argmax(1) == labels).double().mean())
+    answers = predict(model, data, split).argmax(1)
+    return 100.0 * float((answers == getattr(data, split).labels).double().mean())

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aerogel.data import Batch
+from aerogel.errors import AerogelError
 
 
 class Objective(Protocol):
@@ -17,9 +18,11 @@ class Objective(Protocol):
 
 
 class HardLabels:
-    """Cross-entropy with the true labels; `smoothing` spreads that share of the target over all classes."""
+    """Cross-entropy with the true labels; `smoothing` in [0, 1) spreads that share of the target over all classes."""
 
     def __init__(self, smoothing: float = 0.0) -> None:
+        if not 0 <= smoothing < 1:
+            raise AerogelError(f"HardLabels: smoothing must be in [0, 1), got {smoothing}; 0.1 is usual")
         self.smoothing = smoothing
 
     def __call__(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:

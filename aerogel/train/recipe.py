@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 class Recipe(BaseModel):
     """Defaults suit small images on a CPU.
 
-    epochs may be a fraction. lr is the peak, reached after `warmup` epochs. schedule: cosine to 0, or step (times
-    `gamma` at each of `milestones`, as fractions of the run), or constant. weight_decay spares one-dimensional
-    weights (biases, norms). clip: largest gradient norm (networks without batch norm need it). ema: decay of the averaged weights that are returned.
-    autocast: the number type of the forward pass.
+    epochs may be a fraction. lr is the peak, reached after `warmup` epochs or at half the run. schedule: cosine to 0,
+    or step (times `gamma` at each of `milestones`, as fractions of the run), or constant. weight_decay spares
+    one-dimensional weights (biases, norms). clip: largest gradient norm (networks without batch norm need it).
+    ema: decay of the averaged weights that are returned. autocast: the number type of the forward pass.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     epochs: float = Field(10, gt=0)
     batch_size: int = Field(128, ge=1)
     lr: float = Field(0.05, gt=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = Field(0.1, gt=0)
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
+    gamma: float = Field(0.1, gt=0, le=1)
     warmup: float = Field(0.5, ge=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -36,11 +36,11 @@ class Recipe(BaseModel):
 
 
 def learning_rate(recipe: Recipe, step: int, total: int, steps_per_epoch: int) -> float:
-    """The rate of step `step` (from 0) out of `total`: linear warm-up, then the schedule."""
+    """The rate of step `step` (from 0) out of `total`: linear warm-up, then the schedule; in (0, lr]."""
     warm = min(recipe.warmup * steps_per_epoch, total / 2)
     if step < warm:
         return recipe.lr * (step + 1) / (warm + 1)
-    done = (step - warm) / max(total - warm, 1)
+    done = (step - warm) / (total - warm)
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
     if recipe.schedule == "step":

@@ -1,0 +1,39 @@
+"""Result files: a list of rows, one number a seed, each with the command, the hardware and the date."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from aerogel.files import read_json, write_json
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return read_json(path) if path.exists() else []
+
+
+def held_seeds(path: Path, row: str) -> list[int]:
+    """The seeds that a row already has a number for."""
+    return next((one["seeds"] for one in rows(path) if one["row"] == row), [])
+
+
+def add(
+    path: Path, row: str, seed: int, value: float, *, unit: str, command: str, hardware: str, seconds: float,
+    paper: float | None = None,
+) -> None:  # fmt: skip
+    """Adds one seed's number to a row and computes its mean and standard deviation anew."""
+    held = rows(path)
+    one = next((r for r in held if r["row"] == row), None)
+    if one is None:
+        one = {"row": row, "paper": paper, "ours": [], "seeds": [], "seconds": []}
+        held.append(one)
+    one["ours"].append(value)
+    one["seeds"].append(seed)
+    one["seconds"].append(round(seconds, 1))
+    one |= {"unit": unit, "mean": statistics.fmean(one["ours"]), "command": command, "hardware": hardware}
+    one["sd"] = statistics.stdev(one["ours"]) if len(one["ours"]) > 1 else None
+    one["date"] = date.today().isoformat()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, held)
