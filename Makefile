@@ -23,7 +23,7 @@ check: .venv/.installed  ## lint, format, types, layers
 	$(BIN)/lint-imports --no-logo
 
 bench: .venv/.installed  ## timings; none of them decides a test
-	$(BIN)/python benchmarks/first_light.py
+	$(BIN)/python benchmarks/latency_aa.py
 
 conformance: .venv/.installed  ## the long half of the suite
 	$(BIN)/pytest -n 2 -m slow

@@ -10,37 +10,42 @@ import os
 import signal
 import sys
 import tempfile
-import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aerogel.errors import AerogelError, Interrupted
-from aerogel.imports import one_line
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from aerogel.console import Console
+
+GOAL_MISSED, ERROR, PREEMPTED, INTERRUPTED = 2, 1, 75, 130
 
 app = typer.Typer(
     name="aerogel", help="Makes neural networks light: measure, distil, prune and ship, with proof.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 
-Model = Annotated[
-    str, typer.Argument(help="zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, or file.py:factory")
-]
-RunModel = Annotated[
-    str | None, typer.Argument(help="zoo name, saved folder, or file.py:factory", show_default=False)
-]
+MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, or file.py:factory"
+Model = Annotated[str, typer.Argument(help=MODEL_FORMS)]
+RunModel = Annotated[str | None, typer.Argument(help=MODEL_FORMS, show_default=False)]
 Data = Annotated[
     str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, folder:PATH, or file.py:factory")
 ]
+Target = Annotated[
+    list[str] | None, typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")
+]
+Drop = Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")]
 Weights = Annotated[str | None, typer.Option(help="saved folder, .safetensors, or a .pt state dict")]
 Out = Annotated[Path | None, typer.Option(help="folder to write; never overwritten")]
-Size = Annotated[
-    str | None, typer.Option("--input", metavar="C,H,W", help="input size; images are resized to it")
-]
+Size = Annotated[str | None, typer.Option("--input", metavar="C,H,W", help="input size; images are resized to it")]
 Seed = Annotated[int | None, typer.Option(help="of initial weights, data order, augmentation")]
 Epochs = Annotated[float | None, typer.Option(help="of training the original")]
 BatchSize = Annotated[int | None, typer.Option(help="images a step")]
@@ -48,23 +53,21 @@ Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
 Threads = Annotated[int | None, typer.Option(help="of the measured runtime (default 1)")]
 Json = Annotated[bool, typer.Option("--json", help="machine output on stdout, nothing else there")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file with any option; the command line wins")]
-Trust = Annotated[bool, typer.Option(help="import the factory that a saved folder names")]
+Trust = Annotated[bool, typer.Option("--trust", help="import the factory that a saved folder names")]
 
 
 @app.command()
 def nets(json: Json = False) -> None:
     """The networks of the zoo, with what they cost."""
-    from aerogel.nets import NETS, build
+    from aerogel.nets import NETS
     from aerogel.report.tables import zoo_table
 
-    rows = [zoo_row(name, build) for name in NETS]
-    emit(rows, json, lambda: zoo_table(rows))
+    rows = [zoo_row(name) for name in NETS]
+    emit(rows, zoo_table(rows), json)
 
 
 @app.command()
-def cost(
-    model: Model, weights: Weights = None, input: Size = None, trust: Trust = False, json: Json = False
-) -> None:
+def cost(model: Model, weights: Weights = None, input: Size = None, trust: Trust = False, json: Json = False) -> None:
     """What a network costs: parameters, MACs, FLOPs, access bytes, peak bytes, by layer."""
     from aerogel.export import input_of, open_model
     from aerogel.report.tables import cost_table
@@ -72,32 +75,30 @@ def cost(
     shape = parse_size(input)
     opened = open_model(model, input_shape=shape, weights=weights, trust=trust)
     found = costed(opened.model, shape or input_of(opened.model, opened.input))
-    emit({"model": model, **found}, json, lambda: cost_table(model, found))
+    emit({"model": model, **found}, cost_table(model, found), json)
 
 
 @app.command()
 def train(
-    model: RunModel = None, data: Data = None, out: Out = None, weights: Weights = None, input: Size = None, seed: Seed = None,
-    epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, config: ConfigFile = None, json: Json = False,
+    model: RunModel = None, data: Data = None, out: Out = None, weights: Weights = None, input: Size = None,
+    seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, config: ConfigFile = None,
+    trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Trains a network with hard labels and saves it as a folder."""
     from aerogel.compress.plain import train_and_save
     from aerogel.compress.settings import resolve
 
     options = {"model": model, "data": data, "weights": weights, "input": parse_size(input), "seed": seed,
-               "train": recipe_options(epochs, batch_size, lr, seed)}  # fmt: skip
+               "trust": trust or None, "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
     found = train_and_save(resolve(options, config), out, console(json))
-    emit(found, json, lambda: "")
+    emit(found, "", json)
 
 
 @app.command()
 def compress(
-    model: RunModel = None, data: Data = None,
-    target: Annotated[list[str], typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")] = [],  # noqa: B006
-    max_drop: Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")] = None,
-    weights: Weights = None, out: Out = None, input: Size = None, seed: Seed = None, epochs: Epochs = None,
-    batch_size: BatchSize = None, lr: Rate = None, threads: Threads = None, config: ConfigFile = None,
-    trust: Trust = False, json: Json = False,
+    model: RunModel = None, data: Data = None, target: Target = None, max_drop: Drop = None, weights: Weights = None,
+    out: Out = None, input: Size = None, seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None,
+    lr: Rate = None, threads: Threads = None, config: ConfigFile = None, trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Makes a network smaller and faster to a goal, with proof. Trains it first when no weights are given."""
     from aerogel.compress import compress as run_compress
@@ -105,18 +106,18 @@ def compress(
 
     options = {"model": model, "data": data, "target": target or None, "max_drop": max_drop, "weights": weights,
                "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
-               "train": recipe_options(epochs, batch_size, lr, seed)}  # fmt: skip
-    finish(run_compress(resolve(options, config), out, console(json)), json)
+               "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
+    found = run_compress(resolve(options, config), out, console(json))
+    finish(found, "", json, passed=found["verdict"]["pass"])
 
 
 @app.command()
-def resume(
-    run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], json: Json = False
-) -> None:
+def resume(run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], json: Json = False) -> None:
     """Finishes a run that was stopped."""
     from aerogel.compress import resume as run_resume
 
-    finish(run_resume(run, console(json)), json)
+    found = run_resume(run, console(json))
+    finish(found, "", json, passed=found["verdict"]["pass"])
 
 
 @app.command()
@@ -128,29 +129,25 @@ def export(
     from aerogel.compress.plain import export_and_check
 
     found = export_and_check(model, weights, parse_size(input), trust, out)
-    emit(
-        found,
-        json,
-        lambda: f"{found['file']}  {found['bytes']:,} bytes  largest difference {found['max_abs_diff']:.1e}",
-    )
+    emit(found, f"{out}  {found['bytes']:,} bytes  largest difference {found['max_abs_diff']:.1e}", json)
 
 
 @app.command()
 def verify(
     first: Annotated[Path, typer.Argument(help="a run, a saved folder, or an .onnx file")],
-    second: Annotated[Path | None, typer.Argument(help="another .onnx file or folder to time against the first")] = None,
-    threads: Threads = None, trust: Trust = False, json: Json = False,
-) -> None:  # fmt: skip
+    second: Annotated[Path | None, typer.Argument(help="another one, to time against the first")] = None,
+    threads: Threads = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
     """Checks a result again on this machine; given two files, times them interleaved."""
     from aerogel.compress.plain import compare_two, verify_folder
 
     if second is not None:
-        found = compare_two(first, second, threads or 1)
+        found = compare_two(first, second, 1 if threads is None else threads)
     else:
-        found = verify_folder(first, trust, console(json))
-    emit(found, json, lambda: found["text"])
-    if found.get("pass") is False:
-        raise typer.Exit(2)
+        found = verify_folder(first, threads, trust, console(json))
+    finish(found, found["text"], json, passed=found.get("pass", True))
 
 
 @app.command()
@@ -159,15 +156,16 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")], json: Json
     from aerogel.files import read_json
     from aerogel.report import terminal, write
 
-    held = read_json(run / "report.json")
-    page, _ = write(held, run)
-    emit(held, json, lambda: f"{terminal(held)}\n{page}")
+    held = run / "report.json"
+    if not held.exists():
+        raise AerogelError(f"report: there is no {held}; finish the run with `aerogel resume {quote(str(run))}`")
+    found = read_json(held)
+    page, _ = write(found, run)
+    emit(found, f"{terminal(found)}\n{page}", json)
 
 
-def recipe_options(
-    epochs: float | None, batch_size: int | None, lr: float | None, seed: int | None
-) -> dict[str, Any]:
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}
+def recipe_options(epochs: float | None, batch_size: int | None, lr: float | None) -> dict[str, Any]:
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -175,16 +173,16 @@ def parse_size(text: str | None) -> tuple[int, int, int] | None:
     """C,H,W as three whole numbers. Raises AerogelError."""
     if text is None:
         return None
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise AerogelError(
-            f"--input must be C,H,W, three positive whole numbers, got {text!r}; write --input 3,224,224"
-        )
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        rule = "--input must be C,H,W, three positive whole numbers"
+        raise AerogelError(f"{rule}, got {text!r}; write --input 3,224,224")
     channels, height, width = map(int, parts)
     return channels, height, width
 
 
-def costed(model: Any, shape: tuple[int, int, int]) -> dict[str, Any]:
+def costed(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The cost of one image of that shape, as JSON."""
     import torch
 
     from aerogel.cost import count
@@ -193,20 +191,18 @@ def costed(model: Any, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {"input": [1, *shape], **count(capture(model, (torch.zeros(1, *shape),))).to_json()}
 
 
-def zoo_row(name: str, build: Any) -> dict[str, Any]:
+def zoo_row(name: str) -> dict[str, Any]:
     """One network of the zoo with its default arguments, counted on the meta device: no weights are made."""
     import torch
 
     from aerogel.export import input_of
+    from aerogel.nets import build
 
     with torch.device("meta"):
-        model = build(name)
+        model: Any = build(name)
         found = costed(model, input_of(model))
-    return {
-        "net": name,
-        "args": model.spec["args"],
-        **{k: found[k] for k in ("input", "params", "macs", "access_bytes", "peak_bytes")},
-    }
+    totals = {key: found[key] for key in ("input", "params", "macs", "access_bytes", "peak_bytes")}
+    return {"net": name, "args": model.spec["args"], **totals}
 
 
 def console(json: bool) -> Console:
@@ -216,53 +212,68 @@ def console(json: bool) -> Console:
     return Console(sys.stderr if json else sys.stdout)
 
 
-def emit(found: Any, json: bool, text: Any) -> None:
-    line = jsonlib.dumps(found) if json else text()
+def emit(found: Any, text: str, json: bool) -> None:
+    """Prints what was found: one JSON document, or the text if there is any."""
+    line = jsonlib.dumps(found, allow_nan=False) if json else text
     if line:
         print(line)
 
 
-def finish(report: dict[str, Any], json: bool) -> None:
-    emit(report, json, lambda: "")
-    if not report["verdict"]["pass"]:
-        raise typer.Exit(2)
+def finish(found: dict[str, Any], text: str, json: bool, *, passed: bool) -> None:
+    emit(found, text, json)
+    if not passed:
+        raise typer.Exit(GOAL_MISSED)
 
 
 def main() -> None:
     """Runs the command; every failure is one line on stderr."""
-    # Read when torch starts its threads: on a shared machine, threads that spin while they wait for one that was
-    # put aside slow training down several times (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _sigterm_heard():
+        code = run_command(sys.argv[1:] or ["--help"])
+    sys.exit(code)
+
+
+def run_command(words: list[str]) -> int:
+    """The exit code."""
     try:
-        code = app(standalone_mode=False)
-    except typer.Exit as done:
-        code = done.exit_code
+        code = app(words, prog_name="aerogel", standalone_mode=False)
+        sys.stdout.flush()
     except AerogelError as error:
-        code = fail(str(error))
+        return fail(str(error))
     except Interrupted as stop:
-        code = 130 if stop.signal == signal.SIGINT else 75
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except BrokenPipeError:  # `aerogel nets | head`
+        return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `aerogel nets | head`: what is left unprinted has no reader
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return ERROR
     except Exception as error:
-        code = fail(_explain(error))
-    sys.exit(code or 0)
+        if hasattr(error, "format_message"):  # a wrong command line, in the parser's own words
+            return fail(error.format_message())
+        from aerogel.console import unexpected
 
-
-def _explain(error: Exception) -> str:
-    """A wrong command line in its own words; for a fault of ours, where the traceback is kept."""
-    if hasattr(error, "format_message"):
-        return str(error.format_message())
-    with tempfile.NamedTemporaryFile("w", prefix="aerogel-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    return f"{type(error).__name__}: {one_line(error)} (a fault of aerogel's; details in {file.name})"
+        return fail(unexpected(error, Path(tempfile.gettempdir()) / f"aerogel-{os.getpid()}.txt"))
+    return code or 0
 
 
 def fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    from aerogel.console import printable
+
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return ERROR
+
+
+@contextmanager
+def _sigterm_heard() -> Iterator[None]:
+    """SIGTERM ends the command as an exit does: temporary files are removed. A run hears it at its own safe points."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.exit(PREEMPTED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

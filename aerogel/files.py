@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise AerogelError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
 
 

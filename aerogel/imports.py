@@ -55,8 +55,9 @@ def user_error(spec: str, error: BaseException) -> AerogelError:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message: a library's may have many, ours has one."""
-    return (str(error).splitlines() or ["no message"])[0]
+    """The first line of an error's message, printable characters only: a library's may have many, ours has one."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return "".join(c for c in line if c.isprintable())[:300]
 
 
 def _import_file(spec: str, path: Path) -> ModuleType:

@@ -6,11 +6,14 @@ run's folder, so that a stopped run goes on where it was.
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from shlex import quote
+from typing import Any
 
 from aerogel.compress.baseline import baseline
 from aerogel.compress.check import Checked, check
@@ -22,12 +25,10 @@ from aerogel.compress.run import Run
 from aerogel.compress.settings import Settings
 from aerogel.compress.ship import ship
 from aerogel.compress.story import tell
-from aerogel.console import Console
+from aerogel.console import Console, unexpected
 from aerogel.errors import AerogelError, Interrupted
-from aerogel.files import refuse_existing
+from aerogel.files import read_json, refuse_existing
 from aerogel.report import terminal, write
-
-T = TypeVar("T")
 
 
 def compress(settings: Settings, out: Path | None, console: Console) -> dict[str, Any]:
@@ -35,65 +36,81 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
 
     Raises AerogelError for bad input, Interrupted when a signal stopped it (the run can be resumed).
     """
-    settings.data_root = os.environ.get("AEROGEL_DATA")
-    console.say(
-        "compress",
-        f"{settings.model} on {settings.data}  ->  {', '.join(settings.target)}, drop <= {settings.max_drop:g} pt",
-    )
+    goals = parse_goals(settings.target)
     if out is not None:
         refuse_existing(out, "compress")
-    job = open_job(settings, console, parse_goals(settings.target))
+    console.say("compress", f"{settings.title}  ->  {settings.goal}")
+    began = time.monotonic()
+    job = open_job(settings, console, goals)
     checked = check(job)
-    run = Run.create(settings, out, f"{settings.model}-{settings.target[0]}")
-    run["data"] = job.data.fingerprint()
-    run["check"] = {"fractions": checked.fractions, "frozen": checked.frozen, "text": checked.text}
-    console.say("run", f"{run.path}   (Ctrl-C is safe: `aerogel resume {run.path}` goes on)")
+    state = {
+        "data": job.data.fingerprint(),
+        "check": asdict(checked),
+        "seconds": {"check": time.monotonic() - began},
+    }
+    run = Run.create(job.settings, out, state)
+    console.say("run", f"{run.path}   (Ctrl-C is safe: `aerogel resume {quote(str(run.path))}` goes on)")
     return _finish(job, run, checked)
 
 
 def resume(path: Path, console: Console) -> dict[str, Any]:
-    """Finishes a stopped run. Raises AerogelError when the data are not those it began with."""
+    """Finishes a stopped run; of a finished one it only returns the report.
+
+    Raises AerogelError when `path` is no run, or the data are not those it began with.
+    """
     run = Run.open(path)
-    if run.settings.data_root and "AEROGEL_DATA" not in os.environ:
-        os.environ["AEROGEL_DATA"] = run.settings.data_root
-    console.say("resume", f"{path}: {run.settings.model} on {run.settings.data}")
+    if "report" in run:
+        console.say("resume", f"{path} is finished; nothing is left to do")
+        report: dict[str, Any] = read_json(path / "report.json")
+        console.show(terminal(report))
+        return report
+    console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
     job = open_job(run.settings, console, parse_goals(run.settings.target))
-    if run["data"] != job.data.fingerprint():
-        raise AerogelError(f"resume: {run.settings.data} has changed since {path} began; start a new run")
-    held = run["check"]
-    return _finish(job, run, Checked(held["fractions"], held["frozen"], held["text"]))
+    run.check_data(job.data)
+    return _finish(job, run, Checked(**run["check"]))
 
 
 def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
-    stages: list[dict[str, Any]] = run["stages"] if "stages" in run else []
-
-    def timed(name: str, work: Callable[[], T]) -> T:
-        job.signals.check()
-        began = time.monotonic()
-        found = work()
-        stages.append({"name": name, "seconds": round(time.monotonic() - began, 1), "text": ""})
-        return found
-
-    candidates: list[dict[str, Any]] | None = None
-    with job.signals:
-        try:
-            timed("baseline", lambda: baseline(job, run))
-            original = job.load(run.path / "candidates/000")
-            planned = timed("plan", lambda: plan(job, run, checked, original))
-            candidates = timed(
-                "recover", lambda: recover(job, run, planned, checked.fractions.get("latency"))
-            )
-            shipped = timed("ship", lambda: ship(job, run, candidates or []))
-            run["stages"] = stages
-        except (Interrupted, KeyboardInterrupt):
-            job.console.say("stopped", f"what was done is kept; `aerogel resume {run.path}` finishes it")
-            raise
+    """The stages after the check; each returns at once when an earlier attempt finished it."""
+    with job.signals, _resumable(job, run):
+        with _stage(job, run, "baseline"):
+            baseline(job, run)
+        with _stage(job, run, "plan"):
+            planned = plan(job, run, checked)
+        with _stage(job, run, "cut and recover"):
+            candidates = recover(job, run, planned, checked.fractions.get("latency"))
+        with _stage(job, run, "ship"):
+            ship(job, run, candidates)
         report = tell(job, run, candidates)
         page, _ = write(report, run.path)
-    job.console.say("result", shipped["verdict"]["text"])
-    for near in shipped["verdict"]["nearest"]:
-        job.console.say("nearest", near["text"])
-    for line in terminal(report).splitlines():
-        job.console.say("", line)
-    job.console.say("proof", f"{page}   again: aerogel verify {run.path}")
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+        run["report"] = page.name
+    job.console.say("report", f"{page}   (again, here or elsewhere: `aerogel verify {quote(str(run.path))}`)")
+    job.console.show("\n" + terminal(report))
     return report
+
+
+@contextmanager
+def _stage(job: Job, run: Run, name: str) -> Iterator[None]:
+    """Raises Interrupted when a signal came before it; what it takes is added to the run's record."""
+    job.signals.check()
+    with run.timed(name):
+        yield
+
+
+@contextmanager
+def _resumable(job: Job, run: Run) -> Iterator[None]:
+    """Whatever stops the stages inside, the user is told how to go on."""
+    again = f"`aerogel resume {quote(str(run.path))}`"
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        job.console.say("stopped", f"what was done is kept; {again} finishes it")
+        raise
+    except AerogelError:
+        config = quote(str(run.path / "config.toml"))
+        job.console.say("stopped", f"what was done is kept; once that is mended, {again} goes on")
+        job.console.say("", f"with other options, begin again: `aerogel compress --config {config} --lr ...`")
+        raise
+    except Exception as error:
+        raise AerogelError(unexpected(error, run.path / "error.txt")) from error

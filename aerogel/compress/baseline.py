@@ -2,57 +2,55 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aerogel.compress.job import Job
-from aerogel.compress.measure import correct_on, cost_of, percent, summary
-from aerogel.compress.run import Run
+from aerogel.compress.measure import BRIEF, correct_on, percent, sizes
+from aerogel.compress.run import ORIGINAL, Run
 from aerogel.cost.latency import measure
 from aerogel.stats import accuracy_interval
 from aerogel.train import HardLabels
 
-HERE = "candidates/000"
-
 
 def baseline(job: Job, run: Run) -> dict[str, Any]:
-    """Trains if need be, saves, measures. What it found is run["baseline"]."""
+    """Trains if need be, saves, measures. run["baseline"]: accuracies, latency, sizes."""
     if "baseline" in run:
         return run["baseline"]
-    folder = run.path / HERE
-    seconds = 0.0
+    model = job.opened.model
     if not job.opened.trained:
         recipe = job.settings.train
-        job.console.say(
-            "baseline",
-            f"no weights given: training for {recipe.epochs:g} epochs on {len(job.data.train):,} images",
-        )
-        began = time.monotonic()
-        model = job.train(job.opened.model, HardLabels(), recipe, run, "baseline")
-        seconds = time.monotonic() - began
-    else:
-        model = job.opened.model
-    job.save(model, run.clear(HERE), {})
-    found = _measured(job, folder / "model.onnx") | summary(cost_of(job, model)) | {"train_seconds": seconds}
-    accuracy, latency = found["accuracy"], found["latency"]
-    job.console.say(
-        "baseline",
-        f"top-1 {accuracy['value']:.2f} % [{accuracy['low']:.2f}, {accuracy['high']:.2f}] on {len(job.data.test):,} test images"
-        f"   {latency['median_ms']:.3f} ms [{latency['low_ms']:.3f}, {latency['high_ms']:.3f}]   {found['params'] / 1e6:.3g} M params"
-        f"   {found['macs'] / 1e6:.4g} M MACs   access {found['access_bytes'] / 2**20:.3g} MiB   peak {found['peak_bytes'] / 2**20:.3g} MiB"
-        f"   file {found['file_bytes'] / 2**20:.3g} MiB",
-    )
+        images = len(job.data.train)
+        job.console.say("baseline", f"no weights given: training for {recipe.epochs:g} epochs on {images:,} images")
+        model = job.train(model, HardLabels(), recipe, run, "baseline")
+    folder = job.save(model, run.clear(ORIGINAL))
+    found = _measured(job, folder / "model.onnx") | sizes(job, model)
+    job.console.say("baseline", _text(found, len(job.data.test)))
     run["baseline"] = found
+    run.clear("checkpoints", "baseline")
     return found
 
 
 def _measured(job: Job, file: Path) -> dict[str, Any]:
-    test = accuracy_interval(correct_on(job, file, "test"))
+    seconds = min(BRIEF, job.settings.seconds)
     return {
-        "accuracy": asdict(test),
+        "accuracy": asdict(accuracy_interval(correct_on(job, file, "test"))),
         "val_accuracy": percent(correct_on(job, file, "val")),
-        "latency": asdict(measure(file, threads=job.settings.threads, seconds=1.0)),
+        "latency": asdict(measure(file, threads=job.settings.threads, seconds=seconds)),
         "file_bytes": file.stat().st_size,
     }
+
+
+def _text(found: dict[str, Any], images: int) -> str:
+    accuracy, latency = found["accuracy"], found["latency"]
+    parts = (
+        f"top-1 {accuracy['value']:.2f} % [{accuracy['low']:.2f}, {accuracy['high']:.2f}] on {images:,} test images",
+        f"{latency['median_ms']:.3f} ms [{latency['low_ms']:.3f}, {latency['high_ms']:.3f}]",
+        f"{found['params'] / 1e6:.3g} M params",
+        f"{found['macs'] / 1e6:.4g} M MACs",
+        f"access {found['access_bytes'] / 2**20:.3g} MiB",
+        f"peak {found['peak_bytes'] / 2**20:.3g} MiB",
+        f"file {found['file_bytes'] / 2**20:.3g} MiB",
+    )
+    return "   ".join(parts)

@@ -10,17 +10,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from aerogel.compress.goal import Goal, typed
 from aerogel.compress.job import Job
-from aerogel.compress.measure import compare_files, cost_of
+from aerogel.compress.measure import BRIEF, compare_files, coupling_of, sizes_of
+from aerogel.cost import count
 from aerogel.errors import AerogelError
 from aerogel.export.onnx import export_onnx
-from aerogel.graph import capture
-from aerogel.prune import couple, cut, deepest
+from aerogel.prune import cut, deepest
+
+SHOWN = 3  # names or files in one line
 
 
 @dataclass(frozen=True)
 class Checked:
-    """fractions: {metric: share to keep}, latency's among them."""
+    """fractions: {metric: share to keep}, latency's among them. frozen: {dimension: why it stays}."""
 
     fractions: dict[str, float]
     frozen: dict[str, str]
@@ -29,49 +32,48 @@ class Checked:
 
 def check(job: Job) -> Checked:
     """Raises CaptureError, CutError or AerogelError when the goal cannot be reached, naming what can."""
-    model, say = job.opened.model, job.console.say
-    before = cost_of(job, model)
-    coupling = couple(capture(model, job.example))
+    say, settings = job.console.say, job.settings
+    if job.data.bad_files:
+        names = [f"{path} ({reason})" for path, reason in job.data.bad_files]
+        say("check", f"not read: {_some(names)}")
+    coupling = coupling_of(job, job.opened.model)
     channels = sum(len(group) for group in coupling.groups)
     weights = {name.partition(" ")[0] for name in coupling.frozen}
-    text = f"{channels} channels in {len(coupling.groups)} groups can be cut; {len(weights)} weights hold channels that stay"
+    text = f"{channels} channels in {len(coupling.groups)} groups can be cut; channels of {len(weights)} weights stay"
     say("check", text)
     for reason, names in _by_reason(coupling.frozen).items():
-        say(
-            "",
-            f"stays: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}",
-        )
-    if before.uncounted:
-        say("", f"not counted: {', '.join(sorted(before.uncounted))}; their work is in no total")
-    fractions = {
-        g.metric: g.fraction(getattr(before, g.metric, 1)) for g in job.goals if g.metric != "latency"
-    }
+        say("", f"stays: {_some(names)}: {reason}")
+    uncounted = count(coupling.graph).uncounted
+    if uncounted:
+        say("", f"not counted: {', '.join(sorted(uncounted))}; their work is in no total")
+    before = sizes_of(coupling)
+    fractions = {g.metric: g.fraction(before[g.metric]) for g in job.goals if g.metric != "latency"}
+    # Refuses what is out of reach; for a latency alone it still refuses a criterion that does not apply.
+    cut(job.opened.model, job.example, target=fractions or {"channels": 1.0}, criterion=settings.criterion,
+        round_to=settings.round_to or 1, protect=settings.protect)  # fmt: skip
     if fractions:
-        cut(
-            model, job.example, target=fractions, protect=job.settings.protect
-        )  # refuses what is out of reach
-        say("", "the goal is inside what cutting reaches")
+        say("", f"{', '.join(fractions)}: the goal is inside what cutting reaches")
     if job.latency_goal:
-        fractions["latency"] = _latency_in_reach(job)
+        fractions["latency"] = _latency_in_reach(job, job.latency_goal)
     return Checked(fractions, coupling.frozen, text)
 
 
-def _latency_in_reach(job: Job) -> float:
+def _latency_in_reach(job: Job, goal: Goal) -> float:
     """The share of the latency to keep. Raises AerogelError when even the deepest cut takes longer."""
-    goal = job.latency_goal
-    assert goal is not None
+    settings = job.settings
     with tempfile.TemporaryDirectory() as folder:
         whole = export_onnx(job.opened.model, job.example, Path(folder) / "whole.onnx").path
-        least = deepest(job.opened.model, job.example, protect=job.settings.protect)
+        least = deepest(job.opened.model, job.example, protect=settings.protect, min_channels=settings.round_to or 1)
         floor = export_onnx(least.model, job.example, Path(folder) / "least.onnx").path
-        ratio = compare_files(job, whole, floor, seconds=1.0)
+        ratio = compare_files(job, whole, floor, BRIEF)
     fraction = goal.fraction(ratio.a.median_ms)
     reach = f"cutting reaches {ratio.b.median_ms:.3g} to {ratio.a.median_ms:.3g} ms (x{ratio.ratio.value:.2f} to x1)"
     if ratio.ratio.high > fraction:
-        raise AerogelError(
-            f"--target {goal.text} is out of reach: {reach}; ask for at least x{1.1 * ratio.ratio.high:.2f}"
-        )
-    job.console.say("", f"{reach}; the goal is inside")
+        nearest = 1.1 * ratio.ratio.high
+        nearest_typed = typed("latency", nearest * (ratio.a.median_ms if goal.absolute else 1.0), goal.absolute)
+        remedy = f"ask for {nearest_typed} or more" if nearest < 1 else "cutting makes this network no faster here"
+        raise AerogelError(f"--target {goal.text} is out of reach: {reach}; {remedy}")
+    job.console.say("", f"latency: {reach}; the goal is inside")
     return fraction
 
 
@@ -80,3 +82,8 @@ def _by_reason(frozen: dict[str, str]) -> dict[str, list[str]]:
     for name, reason in frozen.items():
         reasons.setdefault(reason, []).append(name)
     return reasons
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 
 from aerogel.errors import AerogelError, nearest
-from aerogel.prune.plan import METRICS
 
-UNITS = {
+_COUNTS = {"K": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+# Every metric, with the units of its absolute values: milliseconds, counts, bytes.
+UNITS: dict[str, dict[str, float]] = {
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-    **dict.fromkeys(("params", "macs"), {"K": 1e3, "M": 1e6, "G": 1e9, "": 1.0}),
-    **dict.fromkeys(("access_bytes", "peak_bytes"), {"B": 1.0, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
-                                                      "KB": 1e3, "MB": 1e6, "GB": 1e9}),
+    "params": _COUNTS,
+    "macs": _COUNTS,
+    "access_bytes": _BYTES,
+    "peak_bytes": _BYTES,
     "channels": {},
-}  # fmt: skip
+}
+_VALUE = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -28,24 +33,20 @@ class Goal:
     text: str  # as typed
 
     def fraction(self, before: float) -> float:
-        """The share of `before` that may be left. Raises AerogelError when the goal is already met."""
+        """The share of `before` that may be left. Raises AerogelError when an absolute goal is already met."""
         if not self.absolute:
             return self.limit
-        share = self.limit / before
-        if share >= 1:
-            raise AerogelError(
-                f"--target {self.text}: the network is already within it ({before:.6g}); ask for less"
-            )
-        return share
+        if self.limit >= before:
+            now = typed(self.metric, before, absolute=True)
+            raise AerogelError(f"--target {self.text}: the network is already within it ({now}); ask for less")
+        return self.limit / before
 
 
 def parse_goals(texts: Sequence[str]) -> tuple[Goal, ...]:
     """Raises AerogelError for no goal, a metric given twice, or whatever `parse_goal` refuses."""
     goals = tuple(parse_goal(text) for text in texts)
     if not goals:
-        raise AerogelError(
-            "--target is missing; say what to reach, as --target latency=0.5 or --target macs=150M"
-        )
+        raise AerogelError("--target is missing; say what to reach, as --target latency=0.5 or --target macs=150M")
     metrics = [goal.metric for goal in goals]
     if len(set(metrics)) < len(metrics):
         raise AerogelError(f"--target: each metric is given once, got {', '.join(metrics)}")
@@ -54,24 +55,32 @@ def parse_goals(texts: Sequence[str]) -> tuple[Goal, ...]:
 
 def parse_goal(text: str) -> Goal:
     """One METRIC=VALUE. Raises AerogelError for an unknown metric or unit, or a fraction outside (0, 1]."""
-    metric, equals, value = text.partition("=")
-    known = (*METRICS, "latency")
-    if not equals or metric not in known:
-        raise AerogelError(f"--target {text!r} must be METRIC=VALUE; {nearest(metric, known)}")
-    match = re.fullmatch(r"\s*([0-9.eE+-]*[0-9.])\s*([A-Za-z]*)\s*", value)
-    try:
-        number, unit = float(match[1]), match[2]  # type: ignore[index]
-    except (TypeError, ValueError):
-        raise AerogelError(
-            f"--target {text!r}: {value!r} is not a number with a unit; write {metric}=0.5"
-        ) from None
-    units = UNITS[metric]
+    name, equals, value = text.partition("=")
+    metric = name.strip()
+    if not equals or metric not in UNITS:
+        raise AerogelError(f"--target {text!r} must be METRIC=VALUE; {nearest(metric, UNITS)}")
+    match = _VALUE.fullmatch(value)
+    if match is None:
+        raise AerogelError(f"--target {text!r}: {value!r} is not a number with a unit; write {metric}=0.5")
+    number, unit, units = float(match[1]), match[2], UNITS[metric]
     if unit == "" and 0 < number <= 1:
         return Goal(metric, number, False, text)
-    if unit not in units or number <= 0:
-        allowed = " or ".join(f"{metric}={'3' + u}" for u in list(units)[:3] if u)
-        rule = "a fraction to keep must be in (0, 1]" + (
-            f", an absolute value has a unit ({allowed})" if allowed else ""
-        )
-        raise AerogelError(f"--target {text!r}: {rule}, got {value}")
-    return Goal(metric, number * units[unit], True, text)
+    if unit in units and number > 0:
+        return Goal(metric, number * units[unit], True, text)
+    examples = " or ".join(f"{metric}=3{unit}" for unit in list(units)[:3])
+    absolute = f", an absolute value is positive and has a unit ({examples})" if units else ""
+    raise AerogelError(f"--target {text!r}: a fraction to keep must be in (0, 1]{absolute}, got {value}")
+
+
+def typed(metric: str, value: float, absolute: bool) -> str:
+    """METRIC=VALUE as a user would type it, rounded up to three digits: `latency=2.51ms`, `macs=0.304`."""
+    unit, factor = "", 1.0
+    if metric == "latency" and absolute:
+        unit = "ms"
+    elif absolute:
+        units = UNITS[metric]
+        fitting = [name for name in units if units[name] <= value] or [min(units, key=lambda name: units[name])]
+        unit = max(fitting, key=lambda name: units[name])
+        factor = units[unit]
+    digits = Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(float(value) / factor))
+    return f"{metric}={digits.normalize():f}{unit}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from aerogel import data as datasets
@@ -17,21 +21,35 @@ from aerogel.compress.settings import Settings
 from aerogel.console import Console
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError
-from aerogel.export import InputSpec, Opened, load, open_model, save
+from aerogel.export import InputSpec, Opened, load, open_model, read_config, save
 from aerogel.export.onnx import export_onnx
-from aerogel.graph import capture
+from aerogel.export.saved import CONFIG
+from aerogel.files import new_folder
+from aerogel.graph import capture, evaluating
 from aerogel.imports import import_factory
-from aerogel.train import Objective, Recipe, Signals, Step, fit, load_checkpoint, save_checkpoint, start
+from aerogel.train import (
+    Objective,
+    Recipe,
+    Signals,
+    State,
+    Step,
+    fit,
+    load_checkpoint,
+    save_checkpoint,
+    start,
+)
+
+EVENTS = 200  # points of a stage's curve
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
     settings: Settings
     goals: tuple[Goal, ...]
     data: Dataset
     opened: Opened
     console: Console
-    signals: Signals = dataclasses.field(default_factory=Signals)
+    signals: Signals = field(default_factory=Signals)
 
     @property
     def example(self) -> tuple[Tensor]:
@@ -43,38 +61,53 @@ class Job:
         return next((goal for goal in self.goals if goal.metric == "latency"), None)
 
     @property
-    def size_metric(self) -> str:
-        """What the frontier is drawn against."""
-        return "latency" if self.latency_goal else self.goals[0].metric
+    def size_key(self) -> str:
+        """Of a candidate, what the frontier is drawn against: the latency if that is a goal, else the first goal."""
+        return "latency_ratio" if self.latency_goal else self.goals[0].metric
 
-    def save(self, model: nn.Module, folder: Path, metrics: dict[str, object]) -> Path:
-        """A saved folder with model.onnx in it."""
+    def save(
+        self, model: nn.Module, folder: Path, *, metrics: Mapping[str, Any] | None = None, onnx: bool = True
+    ) -> Path:
+        """A saved folder, with model.onnx in it unless told not to: whole or not at all."""
         spec = InputSpec(shape=self.data.input_shape, mean=self.data.mean, std=self.data.std)
-        save(
-            model, folder, factory=self.opened.factory, input=spec, classes=self.data.classes, metrics=metrics
-        )
-        export_onnx(model, self.example, folder / "model.onnx")
+        with new_folder(folder, "save") as temp:
+            saved = save(
+                model,
+                temp / "saved",
+                factory=self.opened.factory,
+                input=spec,
+                classes=self.data.classes,
+                metrics=metrics,
+            )
+            if onnx:
+                export_onnx(model, self.example, saved / "model.onnx")
+            for file in saved.iterdir():
+                file.rename(temp / file.name)
+            saved.rmdir()
         return folder
 
     def load(self, folder: Path) -> nn.Module:
         factory = import_factory(self.opened.factory) if self.opened.factory else None
         return load(folder, factory=factory)
 
-    def train(
-        self, model: nn.Module, objective: Objective, recipe: Recipe, run: Run, stage: str
-    ) -> nn.Module:
+    def train(self, model: nn.Module, objective: Objective, recipe: Recipe, run: Run, stage: str) -> nn.Module:
         """Trains to the end of the recipe, from the run's newest whole checkpoint of that stage if there is one."""
         folder = run.path / "checkpoints" / stage
         state = start(model, objective, self.data, recipe)
         for problem in load_checkpoint(folder, state):
             self.console.say("warning", f"skipped a damaged checkpoint: {problem}")
         if state.step:
-            self.console.say(stage, f"continues at step {state.step} of {state.total}")
+            self.console.say(stage, f"goes on at step {state.step:,} of {state.total:,}")
+
+        def keep(state: State) -> Path:
+            try:
+                return save_checkpoint(folder, state)
+            except SafetensorError as error:  # how its writer tells of a full disk
+                raise AerogelError(f"cannot write {folder}: {error}; make room on the disk") from error
+
         with self.console.progress(stage, state.total) as show:
-            log = _Log(run, stage, show, max(1, state.total // 200))
-            return fit(
-                state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s), signals=self.signals
-            )
+            log = _Log(run, stage, show, max(1, state.total // EVENTS))
+            return fit(state, self.data, on_step=log, save=keep, signals=self.signals)
 
 
 class _Log:
@@ -83,26 +116,31 @@ class _Log:
     def __init__(self, run: Run, stage: str, show: Callable[[int, str], None], every: int) -> None:
         self._run, self._stage, self._show, self._every = run, stage, show, every
         self._sums: dict[str, float] = {}
+        self._count = 0  # steps in the sums; fewer than `every` in the first group of a resumed stage
 
     def __call__(self, step: Step) -> None:
         for name, loss in step.losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + loss
+        self._count += 1
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in step.losses.items())
         self._show(step.number, f"epoch {step.epoch:.1f}  {losses}  lr {step.lr:.2g}")
-        if step.number % self._every == 0:
-            means = {name: total / self._every for name, total in self._sums.items()}
+        if step.number % self._every == 0 or step.number == step.total:
+            means = {name: total / self._count for name, total in self._sums.items()}
             self._run.event(train=self._stage, step=step.number, **means)
-            self._sums = {}
+            self._sums, self._count = {}, 0
 
 
 def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ()) -> Job:
-    """Reads the data and builds the network. Raises AerogelError for whatever does not fit; writes nothing."""
-    data = datasets.load(settings.data, size=settings.input)
+    """Reads the data and builds the network; its settings have the epochs filled in.
+
+    Writes nothing. Raises AerogelError for whatever does not fit.
+    """
+    with _data_root(settings.data_root):
+        data = datasets.load(settings.data, size=settings.input)
     if "epochs" not in settings.train.model_fields_set:
-        epochs = max(
-            settings.train.epochs, 10 * round((20_000 / len(data.train)) ** 0.5)
-        )  # small sets need more
-        settings.train = settings.train.model_copy(update={"epochs": epochs})
+        epochs = max(settings.train.epochs, 10 * round((20_000 / len(data.train)) ** 0.5))  # small sets need more
+        train = settings.train.model_copy(update={"epochs": epochs})
+        settings = settings.model_copy(update={"train": train})
     torch.manual_seed(settings.seed)
     opened = open_model(
         settings.model,
@@ -111,28 +149,51 @@ def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ())
         weights=settings.weights,
         trust=settings.trust,
     )
-    if opened.input is not None and opened.trained:
-        data = _as_the_model_reads(data, opened.input)
+    spec = opened.input or _input_of_weights(settings.weights)
+    if spec is not None:
+        data = _as_the_model_reads(data, spec)
     job = Job(settings, goals, data, opened, console)
     _check_output(job)
     return job
 
 
+@contextmanager
+def _data_root(root: str | None) -> Iterator[None]:
+    """$AEROGEL_DATA as it was when the run began, unless the user has set it now."""
+    if root is None or "AEROGEL_DATA" in os.environ:
+        yield
+        return
+    os.environ["AEROGEL_DATA"] = root
+    try:
+        yield
+    finally:
+        del os.environ["AEROGEL_DATA"]
+
+
+def _input_of_weights(weights: str | None) -> InputSpec | None:
+    """What a saved folder given as --weights was trained to read; None when it is a bare file of weights."""
+    if weights is None or not (Path(weights) / CONFIG).exists():
+        return None
+    return read_config(weights).input
+
+
 def _as_the_model_reads(data: Dataset, spec: InputSpec) -> Dataset:
     """The data under the normalisation that the saved network was trained with."""
     if tuple(spec.shape) != data.input_shape:
-        size = ",".join(map(str, spec.shape))
-        raise AerogelError(
-            f"the saved model reads images of {size}, {data.name} has {data.input_shape}; pass --input {size}"
-        )
+        size, found = (",".join(map(str, shape)) for shape in (spec.shape, data.input_shape))
+        raise AerogelError(f"the saved model reads images of {size}, {data.name} has {found}; pass --input {size}")
     return dataclasses.replace(data, mean=spec.mean, std=spec.std)
 
 
 def _check_output(job: Job) -> None:
-    graph = capture(job.opened.model, job.example)
-    shapes = [graph.values[name].shape for name in graph.outputs]
-    if shapes != [(1, job.data.num_classes)]:
+    """Raises CaptureError naming the line that cannot be followed, AerogelError when the output is not logits."""
+    model, classes = job.opened.model, job.data.num_classes
+    capture(model, job.example)
+    with torch.no_grad(), evaluating(model):
+        output = model(*job.example)
+    shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if shape != (1, classes):
         raise AerogelError(
-            f"model {job.settings.model!r} gives {shapes}, {job.data.name} needs one output (1, {job.data.num_classes}): "
-            "logits of its classes"
+            f"model {job.settings.model!r} gives {shape} for one image, {job.data.name} needs one output of "
+            f"(1, {classes}): the logits of its {classes} classes"
         )

@@ -1,4 +1,4 @@
-"""What a saved candidate is worth: its cost, its accuracy, its latency beside the original's, all of the file."""
+"""What a saved candidate is worth: its sizes, its accuracy, its latency beside the original's, all of the file."""
 
 from __future__ import annotations
 
@@ -10,25 +10,37 @@ import torch
 from torch import nn
 
 from aerogel.compress.job import Job
-from aerogel.cost import Cost, count
+from aerogel.cost import count
 from aerogel.cost.latency import Ratio, compare
 from aerogel.data import batches
 from aerogel.export.verify import run_onnx
 from aerogel.graph import capture
+from aerogel.prune import couple
+from aerogel.prune.coupling import Coupling
+from aerogel.prune.cut import protected
+
+BRIEF = 1.0  # seconds of a comparison that only steers; the verdict's own are in the settings
 
 
-def cost_of(job: Job, model: nn.Module) -> Cost:
-    return count(capture(model, job.example))
+def coupling_of(job: Job, model: nn.Module) -> Coupling:
+    """What can be cut, protected layers left out."""
+    return protected(couple(capture(model, job.example)), job.settings.protect)
 
 
-def summary(cost: Cost) -> dict[str, Any]:
-    """The totals of a cost, by name."""
+def sizes_of(coupling: Coupling) -> dict[str, int]:
+    """Every metric that is counted, by name."""
+    cost = count(coupling.graph)
     names = ("params", "macs", "flops", "access_bytes", "peak_bytes")
-    return {name: getattr(cost, name) for name in names}
+    return {name: getattr(cost, name) for name in names} | {"channels": sum(len(group) for group in coupling.groups)}
+
+
+def sizes(job: Job, model: nn.Module) -> dict[str, Any]:
+    return sizes_of(coupling_of(job, model))
 
 
 def compare_files(job: Job, before: Path, after: Path, seconds: float) -> Ratio:
-    """Latency of `after` over `before`, interleaved, one image at a time."""
+    """Latency of `after` over `before`, interleaved, one image at a time, for at most the settings' seconds."""
+    seconds = min(seconds, job.settings.seconds)
     return compare(before, after, threads=job.settings.threads, seconds=seconds, seed=job.settings.seed)
 
 

@@ -6,49 +6,52 @@ multiples of 1 and of 8, those are taken that keep more MACs at the goal. Nothin
 
 from __future__ import annotations
 
+import copy
 import tempfile
-import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from aerogel.compress.check import Checked
 from aerogel.compress.job import Job
-from aerogel.compress.measure import compare_files
-from aerogel.compress.run import Run
+from aerogel.compress.measure import BRIEF, compare_files
+from aerogel.compress.run import ORIGINAL, Run
 from aerogel.console import duration
 from aerogel.cost.latency import Ratio
 from aerogel.errors import CutError
 from aerogel.export.onnx import export_onnx
 from aerogel.prune import cut
+from aerogel.train import HardLabels, start, steps
 
 MARGIN = 0.97  # aim this far inside a latency goal: the verdict is on the upper bound
 TRIES = 6
 EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
+MULTIPLES = (1, 8)  # of channels, to choose from when round_to is 0
 
 
-def plan(job: Job, run: Run, checked: Checked, model: nn.Module) -> dict[str, Any]:
-    """run["plan"]: {"round_to", "target": {metric: final fraction}, "epochs": [per step], "seconds"}."""
+def plan(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
+    """run["plan"]: {"round_to", "target": {metric: final fraction}, "epochs": [per step], "seconds", "text"}."""
     if "plan" in run:
         return run["plan"]
+    model = job.load(run.path / ORIGINAL)
     target = {metric: share for metric, share in checked.fractions.items() if metric != "latency"}
-    round_to = job.settings.round_to or 1
+    round_to = job.settings.round_to or MULTIPLES[0]
     if "latency" in checked.fractions:
         with tempfile.TemporaryDirectory() as folder:
-            probe = Probe(job, run.path / "candidates/000/model.onnx", Path(folder))
+            probe = Probe(job, run.path / ORIGINAL / "model.onnx", Path(folder), BRIEF)
             share, round_to = _macs_for_latency(job, probe, model, checked.fractions["latency"])
         target["macs"] = min(share, target.get("macs", 1.0))
     last = job.settings.recover * job.settings.train.epochs
     epochs = [EARLY_SHARE * last] * (job.settings.steps - 1) + [last]
-    seconds = _seconds(job, run, model, target, epochs)
+    seconds = _seconds(job, model, target, epochs)
     goal = ", ".join(f"{metric} x{share:.3f}" for metric, share in target.items())
-    job.console.say(
-        "plan", f"{len(epochs)} cuts to {goal}, widths in multiples of {round_to}, about {duration(seconds)}"
-    )
-    found = {"round_to": round_to, "target": target, "epochs": epochs, "seconds": seconds}
+    cuts = f"{len(epochs)} cut{'s' if len(epochs) > 1 else ''}"
+    text = f"{cuts} to {goal}, widths in multiples of {round_to}, about {duration(seconds)}"
+    job.console.say("plan", text)
+    found = {"round_to": round_to, "target": target, "epochs": epochs, "seconds": seconds, "text": text}
     run["plan"] = found
     return found
 
@@ -66,7 +69,7 @@ class Probed:
 class Probe:
     """Cuts a copy, exports it and times it beside the original; the weights are as they come."""
 
-    def __init__(self, job: Job, whole: Path, folder: Path, seconds: float = 1.0) -> None:
+    def __init__(self, job: Job, whole: Path, folder: Path, seconds: float) -> None:
         self._job, self._whole, self._folder, self._seconds = job, whole, folder, seconds
         self._count = 0
 
@@ -78,65 +81,63 @@ class Probe:
         return Probed(share, less.after.macs / less.before.macs, self.time(less.model).ratio.value)
 
     def time(self, model: nn.Module) -> Ratio:
+        """Raises Interrupted when a signal came: timing many networks takes a while."""
+        self._job.signals.check()
         self._count += 1
         file = export_onnx(model, self._job.example, self._folder / f"{self._count}.onnx").path
         return compare_files(self._job, self._whole, file, self._seconds)
 
 
 def _macs_for_latency(job: Job, probe: Probe, model: nn.Module, goal: float) -> tuple[float, int]:
-    """(the share of MACs to ask for, the multiple for widths): whichever keeps the most MACs within the goal."""
-    found = {}
-    for multiple in [job.settings.round_to] if job.settings.round_to else [1, 8]:
-        best = _largest_within(probe, model, goal * MARGIN, multiple)
-        if best:
-            found[multiple] = best
-    if not found:
-        raise CutError(f"--target {goal:g}: no cut met it in {TRIES} tries; ask for more, or set round_to in --config")
-    round_to = max(found, key=lambda m: found[m].macs)
-    best = found[round_to]
-    job.console.say("plan", f"MACs x{best.macs:.3f} in widths of {round_to} give latency x{best.ratio:.3f}, goal x{goal:.3f}")
+    """(the share of MACs to ask for, the multiple for widths): whichever keeps the most MACs within the goal.
+
+    When no try is within it, the fastest: the last step cuts deeper still, and the verdict says what was missed.
+    """
+    multiples = (job.settings.round_to,) if job.settings.round_to else MULTIPLES
+    tried = {multiple: _close_in(probe, model, goal * MARGIN, multiple) for multiple in multiples}
+    every = [(probed, multiple) for multiple, found in tried.items() for probed in found]
+    within = [(probed, multiple) for probed, multiple in every if probed.ratio <= goal * MARGIN]
+    if not every:
+        raise CutError(
+            f"plan: no cut was found in {TRIES} tries; ask for a larger latency, or set round_to in --config"
+        )
+    if within:
+        best, round_to = max(within, key=lambda pair: pair[0].macs)
+    else:
+        best, round_to = min(every, key=lambda pair: pair[0].ratio)
+    text = f"MACs x{best.macs:.3f} in widths of {round_to} give latency x{best.ratio:.3f}, goal x{goal:.3f}"
+    job.console.say("plan", text)
     return best.share, round_to
 
 
-def _largest_within(probe: Probe, model: nn.Module, goal: float, multiple: int) -> Probed | None:
-    """The largest share of MACs found whose latency is within the goal, by regula falsi between 0 and 1."""
+def _close_in(probe: Probe, model: nn.Module, goal: float, multiple: int) -> list[Probed]:
+    """The cuts tried on the way to the largest share of MACs within the goal, by regula falsi between 0 and 1."""
     low, high = Probed(0.0, 0.0, 0.0), Probed(1.0, 1.0, 1.0)
-    share, best = goal, None
+    share, tried = goal, []
     for _ in range(TRIES):
         try:
             now = probe(model, share, multiple)
         except CutError:  # past what such widths reach
             now = Probed(share, share, 0.0)
         else:
-            if now.ratio <= goal and (best is None or now.macs > best.macs):
-                best = now
+            tried.append(now)
         low, high = (now, high) if now.ratio <= goal else (low, now)
         if goal * 0.92 <= now.ratio <= goal or high.share - low.share < 0.02:
             break
         inside = (goal * 0.97 - low.ratio) / max(high.ratio - low.ratio, 1e-9)
         share = low.share + (high.share - low.share) * min(max(inside, 0.2), 0.8)
-    return best
+    return tried
 
 
-def _seconds(job: Job, run: Run, model: nn.Module, target: dict[str, float], epochs: list[float]) -> float:
+def _seconds(job: Job, model: nn.Module, target: dict[str, float], epochs: list[float]) -> float:
     """A step of the student costs its share of MACs; the teacher's forward pass a third of a whole step."""
-    recipe = job.settings.train
-    trained = run["baseline"]["train_seconds"] / recipe.epochs
-    per_epoch = trained or _time_an_epoch(job, model)
+    per_epoch = _time_an_epoch(job, model)
     final = target.get("macs", max(target.values()))
     shares = [final ** ((k + 1) / len(epochs)) for k in range(len(epochs))]
     return sum(e * per_epoch * (share + 1 / 3) for e, share in zip(epochs, shares, strict=True))
 
 
 def _time_an_epoch(job: Job, model: nn.Module) -> float:
-    """Seconds of one epoch of the original, from one forward and backward pass of a batch."""
-    n = min(job.settings.train.batch_size, len(job.data.train))
-    inputs = torch.zeros(n, *job.data.input_shape)
-    model.eval()
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        model(inputs).sum().backward()
-        took.append(time.monotonic() - began)
-    model.zero_grad(set_to_none=True)
-    return min(took) * len(job.data.train) / n
+    """Seconds of one epoch of training the original, from the fastest of three steps of a copy."""
+    state = start(copy.deepcopy(model), HardLabels(), job.data, job.settings.train)
+    return min(step.seconds for step in islice(steps(state, job.data), 3)) * state.steps_per_epoch

@@ -6,12 +6,17 @@ that is not there is done again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +24,19 @@ from typing import Any
 
 import torch
 
+import aerogel
 from aerogel.compress.settings import Settings, read_toml, to_toml, validated
+from aerogel.cost.latency import cpu_name as cpu_name
+from aerogel.data import Dataset
 from aerogel.errors import AerogelError
-from aerogel.files import read_json, refuse_existing, write_json, write_text
+from aerogel.files import new_folder, read_json, write_json, write_text
+
+STATE = "state.json"
+ORIGINAL, RESULT = "candidates/000", "model"  # saved folders
+
+
+def is_run(path: Path) -> bool:
+    return (path / STATE).is_file()
 
 
 class Run:
@@ -31,34 +46,41 @@ class Run:
         self.path, self.settings, self._state = path, settings, state
 
     @classmethod
-    def create(cls, settings: Settings, out: Path | None, name: str) -> Run:
-        """A new folder: `out`, or runs/<time>-<name>. Raises AerogelError when it exists or cannot be made."""
-        if out is None:
-            stamp = datetime.now().strftime("%Y-%m-%d_%H%M%S")
-            stem = Path("runs") / f"{stamp}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
-            out = next(p for i in range(1000) if not (p := Path(f"{stem}{f'-{i}' if i else ''}")).exists())
-        refuse_existing(out, "compress")
-        try:
-            out.mkdir(parents=True)
-        except OSError as error:
-            raise AerogelError(
-                f"compress: cannot make {out}: {error.strerror}; name another --out"
-            ) from error
-        run = cls(out, settings, {})
-        write_text(out / "config.toml", to_toml(settings))
-        write_json(out / "environment.json", environment(settings))
-        write_json(out / "state.json", {})
-        return run
+    def create(cls, settings: Settings, out: Path | None, state: dict[str, Any]) -> Run:
+        """A new folder, whole or not at all: `out`, or runs/<time>-<name>.
+
+        state: what is known before the first stage. Raises AerogelError when the folder exists or cannot be made.
+        """
+        path = _unused(settings) if out is None else out
+        with new_folder(path, "run") as temp:
+            write_text(temp / "config.toml", to_toml(settings))
+            write_json(temp / "environment.json", environment(settings))
+            write_json(temp / STATE, state)
+        return cls(path, settings, state)
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """An existing run. Raises AerogelError when `path` holds none."""
-        if not (path / "state.json").exists():
+        """An existing run. Raises AerogelError when `path` holds none, or a damaged one."""
+        if not is_run(path):
+            raise AerogelError(f"{path} is not a run folder (it has no {STATE}); give the folder `compress` printed")
+        config = path / "config.toml"
+        settings = validated(read_toml(config), f"{config}: ")
+        state = read_json(path / STATE)
+        if not isinstance(state, dict) or "data" not in state:
+            raise AerogelError(f"{path / STATE} is not a run's; it is corrupt, so start a new run")
+        return cls(path, settings, state)
+
+    @property
+    def done(self) -> list[str]:
+        """Names of what is finished, in order."""
+        return [name for name in self._state if name not in ("data", "seconds")]
+
+    def check_data(self, data: Dataset) -> None:
+        """Raises AerogelError when the data are not those the run began with."""
+        if data.fingerprint() != self["data"]:
             raise AerogelError(
-                f"resume: {path} is not a run folder (no state.json); give the folder `compress` printed"
+                f"{data.name} has changed since {self.path} began; bring the data back or start a new run"
             )
-        settings = validated(read_toml(path / "config.toml"))
-        return cls(path, settings, read_json(path / "state.json"))
 
     def __contains__(self, stage: str) -> bool:
         return stage in self._state
@@ -67,9 +89,19 @@ class Run:
         return self._state[stage]
 
     def __setitem__(self, stage: str, found: Any) -> None:
-        self._state[stage] = found
-        write_json(self.path / "state.json", self._state)
+        self._write({**self._state, stage: found})
         self.event(stage=stage, done=True)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds spent inside to run["seconds"][stage], also when they end in an error or a signal."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self._state.get("seconds", {})
+            total = spent.get(stage, 0.0) + time.monotonic() - began
+            self._write({**self._state, "seconds": {**spent, stage: total}})
 
     def event(self, **fields: Any) -> None:
         """One JSON line in events.jsonl."""
@@ -81,31 +113,36 @@ class Run:
             raise AerogelError(f"cannot write {self.path / 'events.jsonl'}: {error.strerror}") from error
 
     def clear(self, *parts: str) -> Path:
-        """The path of a part of the run, with what an unfinished attempt left there removed."""
+        """The path of a part of the run, with whatever lies there removed."""
         path = self.path.joinpath(*parts)
         shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def _write(self, state: dict[str, Any]) -> None:
+        write_json(self.path / STATE, state)
+        self._state = state
+
+
+def _unused(settings: Settings) -> Path:
+    """runs/<time>-<model>-<goal>, numbered when two runs begin within a second."""
+    name = "-".join([settings.short_model, *settings.target[:1]])
+    stem = f"{datetime.now():%Y-%m-%d_%H%M%S}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
+    numbered = (Path("runs") / f"{stem}-{number}" for number in itertools.count(2))
+    return next(path for path in itertools.chain([Path("runs") / stem], numbered) if not path.exists())
 
 
 def environment(settings: Settings) -> dict[str, Any]:
     """What a reader needs to judge or repeat the numbers."""
-    packages = ("aerogel", "torch", "onnxruntime", "onnx", "numpy", "python")
-    versions = {name: platform.python_version() if name == "python" else version(name) for name in packages}
-    return versions | {
+    packages = {name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy")}
+    return {
+        "aerogel": aerogel.__version__,
+        "python": platform.python_version(),
+        **packages,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "training_threads": torch.get_num_threads(),
         "runtime_threads": settings.threads,
         "seed": settings.seed,
         "platform": platform.platform(terse=True),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["aerogel", *sys.argv[1:]]),
     }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

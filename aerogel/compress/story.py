@@ -1,26 +1,28 @@
-"""Stage 6: the report's dictionary, from what the stages left in the run. Any stage may be missing."""
+"""Stage 6: the report's dictionary, from what the stages left in the run."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Any
 
 from aerogel.compress.job import Job
-from aerogel.compress.measure import cost_of
-from aerogel.compress.run import Run
-from aerogel.cost import Layer
+from aerogel.compress.run import ORIGINAL, RESULT, Run
+from aerogel.cost import Layer, count
 from aerogel.files import read_json
+from aerogel.graph import capture
 
 
-def tell(job: Job, run: Run, candidates: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """The report of a run, finished or not."""
+def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report of a run whose result is shipped."""
     environment = read_json(run.path / "environment.json")
-    report: dict[str, Any] = {
+    path, last = quote(str(run.path)), candidates[-1]
+    return {
         "version": 1,
-        "title": f"{job.settings.model} on {job.data.name}",
+        "title": job.settings.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": environment.pop("command", ""),
+        "command": environment.pop("command"),
         "run": str(run.path),
         "environment": environment,
         "data": {
@@ -30,25 +32,31 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]] | None) -> dict[st
         },
         "bad_files": [list(row) for row in job.data.bad_files],
         "curves": _curves(run),
-        "stages": run["stages"] if "stages" in run else [],
-        "repeat": [f"aerogel compress --config {run.path / 'config.toml'}", f"aerogel verify {run.path}"],
+        "stages": _stages(run, candidates),
+        "repeat": [f"aerogel compress --config {path}/config.toml", f"aerogel verify {path}"],
+        "candidates": candidates,
+        "cut": {key: last[key] for key in ("max_error", "frozen", "inexact")},
+        "layers": _layers(job, run),
+        **run["ship"],
     }
-    if "baseline" in run:
-        report["before"] = run["baseline"]
-    if candidates:
-        report["candidates"] = candidates
-        last = candidates[-1]
-        report["cut"] = {key: last.get(key) for key in ("max_error", "frozen", "inexact")}
-    if "ship" in run:
-        report |= run["ship"]
-        report["layers"] = _layers(job, run)
-    return report
+
+
+def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each stage found and the seconds it took, those of interrupted attempts included."""
+    accuracy, kept = run["baseline"]["accuracy"]["value"], sum(one["frontier"] for one in candidates)
+    texts = {
+        "check": run["check"]["text"],
+        "baseline": f"top-1 {accuracy:.2f} %, {run['baseline']['macs']:,} MACs",
+        "plan": run["plan"]["text"],
+        "cut and recover": f"{len(candidates) - 1} cut{'s' if len(candidates) > 2 else ''}, {kept} on the frontier",
+        "ship": run["ship"]["verdict"]["text"],
+    }
+    return [{"name": name, "seconds": round(run["seconds"][name], 1), "text": text} for name, text in texts.items()]
 
 
 def _layers(job: Job, run: Run) -> list[dict[str, Any]]:
     """Layer by layer before and after; a cut removes channels, never ops, so the two lists run in step."""
-    before = cost_of(job, job.load(run.path / "candidates/000"))
-    after = cost_of(job, job.load(run.path / "model"))
+    before, after = (count(capture(job.load(run.path / part), job.example)) for part in (ORIGINAL, RESULT))
     return [_row(a, b) for a, b in zip(before.layers, after.layers, strict=True) if a.weight]
 
 
@@ -69,18 +77,23 @@ def _row(a: Layer, b: Layer) -> dict[str, Any]:
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
-    """Training losses from events.jsonl; a torn last line (a killed run) is passed over."""
-    curves: dict[str, dict[str, Any]] = {}
-    path = run.path / "events.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """Training losses from events.jsonl.
+
+    A torn last line (a killed run) is passed over; of steps done twice (a resumed run) the later record counts.
+    """
+    stages: dict[str, dict[int, dict[str, float]]] = {}
+    for line in (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
         except ValueError:
             continue
-        if "train" not in event:
-            continue
-        curve = curves.setdefault(event["train"], {"name": event["train"], "x": [], "series": {}})
-        curve["x"].append(event["step"])
-        for name in event.keys() - {"time", "train", "step"}:
-            curve["series"].setdefault(name, []).append(event[name])
-    return list(curves.values())
+        if "train" in event:
+            losses = {name: value for name, value in event.items() if name not in ("time", "train", "step")}
+            stages.setdefault(event["train"], {})[event["step"]] = losses
+    return [_curve(stage, dict(sorted(points.items()))) for stage, points in stages.items()]
+
+
+def _curve(stage: str, points: dict[int, dict[str, float]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for losses in points.values() for name in losses)
+    series = {name: [losses.get(name) for losses in points.values()] for name in names}
+    return {"name": stage, "x": list(points), "series": series}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,7 +79,7 @@ def parameters(graph: Graph) -> int:
 
 
 def _uncounted(graph: Graph) -> dict[str, list[str]]:
-    known: Iterable[str] = MACS.keys() | ELEMENTWISE.keys() | VIEWS | MOVES
+    known = MACS.keys() | ELEMENTWISE.keys() | VIEWS | MOVES
     found: dict[str, list[str]] = {}
     for op in graph.ops:
         if op.kind not in known:

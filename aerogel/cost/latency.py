@@ -29,7 +29,8 @@ import numpy as np
 import onnxruntime
 
 from aerogel.errors import AerogelError
-from aerogel.export.verify import available_cores, flushing_denormals, one_line, open_session
+from aerogel.export.verify import available_cores, flushing_denormals, open_session
+from aerogel.imports import one_line
 from aerogel.stats import Interval, median_interval
 
 BLOCK_MS = 2.0

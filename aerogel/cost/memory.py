@@ -23,21 +23,41 @@ _FOLDS = {"conv1d", "conv2d", "conv3d", "linear"}
 def access_bytes(graph: Graph, folded: bool = True) -> list[int]:
     """Bytes read and written by each op of the graph; 0 for an op that disappears in the view."""
     absorbed = absorbed_ops(graph) if folded else {}
-    last = {host: op for op, host in absorbed.items()}  # the op whose output the fused kernel writes
+    last = {host: i for i, host in absorbed.items()}  # the op whose output the fused kernel writes
+    normed = {host for i, host in absorbed.items() if graph.ops[i].kind == "batch_norm"}
+    free = views(graph) | absorbed.keys()
     access = []
     for i, op in enumerate(graph.ops):
-        if i in absorbed or op.kind in VIEWS:
+        if i in free:
             access.append(0)
             continue
         reads = sum(graph.values[name].bytes for name in op.inputs)
-        outputs = graph.ops[last.get(i, i)].outputs
-        writes = sum(graph.values[name].bytes for name in outputs)
-        needs_bias = any(graph.ops[j].kind == "batch_norm" for j, host in absorbed.items() if host == i)
-        if needs_bias and op.args[2] is None:  # folding a norm gives its layer a bias
+        writes = sum(graph.values[name].bytes for name in graph.ops[last.get(i, i)].outputs)
+        if i in normed and op.args[2] is None:  # folding a norm gives its layer a bias
             weight = graph.values[op.args[1].name]
             reads += weight.shape[0] * weight.dtype.itemsize
         access.append(reads + writes)
     return access
+
+
+def views(graph: Graph) -> set[int]:
+    """Indices of the ops that look at their operand's memory in another way.
+
+    A change of type is none of them, nor is a reshape of a permuted tensor (a channel shuffle): both copy.
+    """
+    found: set[int] = set()
+    permuted: set[str] = set()
+    for i, op in enumerate(graph.ops):
+        if op.kind not in VIEWS:
+            continue
+        source = graph.values[op.inputs[0]]
+        copied = source.name in permuted and op.kind in ("reshape", "flatten", "contiguous")
+        if copied or source.dtype != graph.values[op.outputs[0]].dtype:
+            continue
+        found.add(i)
+        if source.name in permuted or op.kind in ("permute", "transpose", "t", "expand", "expand_as"):
+            permuted.update(op.outputs)
+    return found
 
 
 def absorbed_ops(graph: Graph) -> dict[int, int]:
@@ -53,21 +73,14 @@ def absorbed_ops(graph: Graph) -> dict[int, int]:
         if op.kind != "batch_norm" and op.kind not in ACTIVATIONS:
             continue
         source = op.inputs[0]
-        host = maker.get(source)
-        host = absorbed.get(host, host) if host is not None else None
-        if (
-            host is None
-            or graph.ops[host].kind not in _FOLDS
-            or source in graph.outputs
-            or readers[source] != [i]
-        ):
+        before = maker.get(source)
+        if before is None or source in graph.outputs or readers[source] != [i]:
             continue
-        last = graph.ops[maker[source]]
-        if (
-            op.kind == "batch_norm" and last.kind in ACTIVATIONS
-        ):  # a norm after the activation cannot be folded back
-            continue
-        absorbed[i] = host
+        if op.kind == "batch_norm" and graph.ops[before].kind in ACTIVATIONS:
+            continue  # a norm after the activation cannot be folded back
+        host = absorbed.get(before, before)
+        if graph.ops[host].kind in _FOLDS:
+            absorbed[i] = host
     return absorbed
 
 
@@ -79,22 +92,22 @@ class Peak:
 
 def peak_bytes(graph: Graph, folded: bool = True) -> Peak:
     """The most activation bytes alive at once, and the op at which they are."""
-    absorbed = absorbed_ops(graph) if folded else {}
-    storage = _storages(graph, absorbed, folded)
-    size: dict[str, int] = {}
-    dies: dict[str, int] = {}
-    born: dict[str, int] = dict.fromkeys(graph.inputs, -1)
+    storage = _storages(graph, folded)
     last = graph.last_use()
+    born = dict.fromkeys(graph.inputs, 0)
+    dies: dict[str, int] = {}
+    size: dict[str, int] = {}
     for i, op in enumerate(graph.ops):
         for name in op.outputs:
-            born.setdefault(storage[name], i)
-            last.setdefault(name, i)
+            if name in storage:
+                born.setdefault(storage[name], i)
+                last.setdefault(name, i)
     for name, root in storage.items():
         size[root] = max(size.get(root, 0), graph.values[name].bytes)
         dies[root] = max(dies.get(root, -1), last.get(name, -1))
     change = [0] * (len(graph.ops) + 2)
     for root, start in born.items():
-        change[max(start, 0)] += size[root]
+        change[start] += size[root]
         change[dies[root] + 1] -= size[root]
     alive, best = 0, Peak(0, "")
     for i, op in enumerate(graph.ops):
@@ -104,38 +117,27 @@ def peak_bytes(graph: Graph, folded: bool = True) -> Peak:
     return best
 
 
-def _storages(graph: Graph, absorbed: dict[int, int], folded: bool) -> dict[str, str]:
-    """For each activation, the value whose memory it lives in."""
+def _storages(graph: Graph, folded: bool) -> dict[str, str]:
+    """For each activation, the value whose memory it lives in. A view of a weight lives in none of them."""
+    shared = views(graph) | (absorbed_ops(graph).keys() if folded else set())
     last = graph.last_use()
     root = {name: name for name in graph.inputs}
     end = {name: last.get(name, -1) for name in graph.inputs}  # last use of anything in that memory
     for i, op in enumerate(graph.ops):
         for name in op.outputs:
-            home = _reused(graph, op, i, name, root, end, folded, i in absorbed)
-            root[name] = home or name
-            end[root[name]] = max(end.get(root[name], -1), last.get(name, i))
+            home: str | None = name
+            if i in shared or op.inplace:
+                home = root.get(op.inputs[0])
+            elif folded and op.kind in IN_PLACE:
+                home = _dying(graph, op, i, root, end) or name
+            if home is not None:
+                root[name] = home
+                end[home] = max(end.get(home, -1), last.get(name, i))
     return root
 
 
-def _reused(
-    graph: Graph,
-    op: Op,
-    i: int,
-    out: str,
-    root: dict[str, str],
-    end: dict[str, int],
-    folded: bool,
-    absorbed: bool,
-) -> str | None:
-    """The memory that `out` takes over: a view's, an in-place op's, or that of an operand that dies here."""
-    operands = [name for name in op.inputs if name in root]
-    if not operands:
-        return None
-    if op.kind in VIEWS or op.inplace or absorbed:
-        return root[operands[0]]
-    if folded and op.kind in IN_PLACE:
-        for name in operands:
-            fits = graph.values[name].bytes == graph.values[out].bytes
-            if fits and end[root[name]] <= i and name not in graph.inputs:
-                return root[name]
-    return None
+def _dying(graph: Graph, op: Op, i: int, root: dict[str, str], end: dict[str, int]) -> str | None:
+    """The memory of an operand of op i that nothing needs after it, and that the output fits. Not the input's."""
+    size = graph.values[op.outputs[0]].bytes
+    homes = [root[name] for name in op.inputs if name in root and graph.values[name].bytes == size]
+    return next((home for home in homes if end[home] <= i and home not in graph.inputs), None)

@@ -68,42 +68,10 @@ def _bias(graph: Graph, op: Op) -> int:
     return _out(graph, op).numel if op.args[2] is not None else 0
 
 
-_ONCE = [
-    "relu",
-    "relu6",
-    "hardtanh",
-    "leaky_relu",
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "neg",
-    "abs",
-    "square",
-    "maximum",
-    "minimum",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "threshold",
-    "prelu",
-]
-_FOUR = [
-    "elu",
-    "selu",
-    "celu",
-    "sigmoid",
-    "tanh",
-    "hardsigmoid",
-    "hardswish",
-    "silu",
-    "gelu",
-    "mish",
-    "softplus",
-    "exp",
-    "sqrt",
-    "rsqrt",
-]
+_ONCE = ["relu", "relu6", "hardtanh", "leaky_relu", "add", "sub", "mul", "div", "neg", "abs", "square", "maximum",
+         "minimum", "clamp", "clamp_min", "clamp_max", "threshold", "prelu"]  # fmt: skip
+_FOUR = ["elu", "selu", "celu", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus",
+         "exp", "sqrt", "rsqrt"]  # fmt: skip
 
 ELEMENTWISE: dict[str, Formula] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear"], _bias),
@@ -117,74 +85,21 @@ ELEMENTWISE: dict[str, Formula] = {
                      "mean", "sum", "amax", "amin"], _each_input),
 }  # fmt: skip
 
-# Another view of the same memory: no work, no traffic, no storage.
+# Another view of the same memory: no work, no traffic, no storage; but see `aerogel.cost.memory.views`.
 VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "t",
-        "expand",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "select",
-        "slice",
-        "narrow",
-        "unbind",
-        "detach",
-        "alias",
-        "dropout",
-        "feature_dropout",
-        "alpha_dropout",
-        "contiguous",
-        "to",
-    ]
-)
+    ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "expand",
+     "expand_as", "chunk", "split", "split_with_sizes", "select", "slice", "narrow", "unbind", "detach", "alias",
+     "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to"]
+)  # fmt: skip
 # Moves data and computes nothing.
 MOVES = frozenset(
-    [
-        "cat",
-        "stack",
-        "clone",
-        "_to_copy",
-        "pad",
-        "constant_pad_nd",
-        "roll",
-        "flip",
-        "repeat",
-        "index_select",
-        "channel_shuffle",
-    ]
-)
-# What an inference runtime does in the memory of its operand.
+    ["cat", "stack", "clone", "copy", "_to_copy", "pad", "constant_pad_nd", "roll", "flip", "repeat",
+     "index_select", "channel_shuffle"]
+)  # fmt: skip
+# What an inference runtime computes where the layer before writes.
 ACTIVATIONS = frozenset(
-    [
-        "relu",
-        "relu6",
-        "hardtanh",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "sigmoid",
-        "tanh",
-        "hardsigmoid",
-        "hardswish",
-        "silu",
-        "gelu",
-        "mish",
-        "softplus",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "threshold",
-        "prelu",
-    ]
-)
-IN_PLACE = ACTIVATIONS | {"add", "sub", "mul", "div"}
+    ["relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "sigmoid", "tanh", "hardsigmoid",
+     "hardswish", "silu", "gelu", "mish", "softplus", "clamp", "clamp_min", "clamp_max", "threshold"]
+)  # fmt: skip
+# What an inference runtime does in the memory of an operand that dies there.
+IN_PLACE = ACTIVATIONS | {"prelu", "add", "sub", "mul", "div"}

@@ -10,11 +10,7 @@ are left out: the same model gives the same bytes anywhere.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +20,9 @@ from torch import Tensor, nn
 
 from aerogel.errors import AerogelError
 from aerogel.files import replacing
+from aerogel.graph import evaluating
+from aerogel.graph.capture import quiet
+from aerogel.imports import one_line
 
 MAX_BYTES = int(1.9e9)  # a protobuf message ends at 2 GiB
 BATCH = "batch"
@@ -59,7 +58,7 @@ def export_onnx(
             f"{MAX_BYTES / 1e9:.1f} GB; make it smaller or convert it to half precision first"
         )
     try:
-        with evaluating(model), _silence():
+        with evaluating(model), quiet():
             program, dynamic = _export(model, args, kwargs, tensors)
             _tidy(program)
             content = program.model_proto.SerializeToString()
@@ -71,18 +70,6 @@ def export_onnx(
     with replacing(path) as temp:
         temp.write_bytes(content)
     return Exported(Path(path), dynamic, len(content))
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule's own training flag is what it was."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def _export(
@@ -150,27 +137,8 @@ def _names(stem: str, count: int) -> list[str]:
     return [stem] if count == 1 else [f"{stem}_{i}" for i in range(count)]
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No print, warning or log line of the exporter reaches the user; what was set before is set again."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def _reason(error: BaseException) -> str:
     """The first line of the error that started it; the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return "".join(c for c in text if c.isprintable())[:300]
+    return f"{type(error).__name__}: {one_line(error)}"

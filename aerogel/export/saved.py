@@ -81,17 +81,15 @@ def save(
     called once, to check that it builds this network.
     Raises AerogelError when the folder exists, the disk is full, or nothing builds the network again.
     """
-    spec = spec_of(model)
-    if factory is None and spec is None:
+    built_by = {"factory": factory} if factory is not None else spec_of(model)
+    if built_by is None:
         raise AerogelError(
             f"save: nothing says how to build {type(model).__name__} again; "
             "pass factory='file.py:function', or build it with aerogel.nets.build"
         )
     try:
-        config = Config.model_validate(
-            {"factory": factory, "input": input, "classes": list(classes), "metrics": dict(metrics or {})}
-            | (spec if factory is None and spec is not None else {})
-        )
+        known = {"input": input, "classes": list(classes), "metrics": dict(metrics or {})}
+        config = Config.model_validate(built_by | known)
     except ValidationError as error:
         raise AerogelError(f"save: {_first(error)}; a saved model holds plain numbers and texts") from error
     base = _fresh("save", config, import_factory(factory) if factory is not None else None)
@@ -136,8 +134,8 @@ def read_config(folder: str | Path) -> Config:
     """config.json of a saved folder, checked. Raises AerogelError naming the file and the field."""
     path = Path(folder) / CONFIG
     raw = read_json(path)
-    if isinstance(raw, dict) and raw.get("format", 1) != 1:
-        raise AerogelError(f"{path} has format {raw['format']!r}; this aerogel reads format 1, so update aerogel")
+    if isinstance(raw, dict) and raw.get("format") != 1:
+        raise AerogelError(f"{path} has format {raw.get('format')!r}; this aerogel reads format 1, so update aerogel")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -257,7 +255,7 @@ def _fresh(caller: str, config: Config, factory: Callable[[], nn.Module] | None)
     except AerogelError as error:
         raise AerogelError(f"{caller}: {error}") from error
     except Exception as error:  # numbers from a file may be too large for anything
-        raise AerogelError(f"{caller}: {config.net} has no {config.args}: {one_line(error)}") from error
+        raise AerogelError(f"{caller}: {config.net} cannot be built with {config.args}: {one_line(error)}") from error
 
 
 def call_factory(factory: Callable[..., Any], name: str) -> nn.Module:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from aerogel.errors import AerogelError
-from aerogel.export.onnx import evaluating
+from aerogel.graph import evaluating
+from aerogel.imports import one_line
 
 MIN_AGREEMENT = 0.999
 TOLERANCE = 1e-3
@@ -137,12 +138,6 @@ def flushing_denormals() -> Iterator[None]:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what ONNX Runtime says, printable characters only."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return "".join(c for c in line if c.isprintable())[:300]
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ class _Reader:
 
     def value(self, node: fx.Node, name: str, tensor: torch.Tensor, kind: Kind = "activation", target: str = "") -> str:
         if not all(isinstance(size, int) for size in tensor.shape):
-            _refuse(node, "the shape depends on a tensor's values; make it depend on the example input's shape")
+            self.refuse(node, "the shape depends on a tensor's values; make it depend on the example input's shape")
         self.values[name] = Value(name, tuple(tensor.shape), tensor.dtype, kind, target)
         return name
 
@@ -214,7 +214,11 @@ class _Reader:
             return [Ref(name) for name in made if name is not None]
         if arg.op == "get_attr":  # the branch of a torch.cond: no value, the op as a whole is what we know
             return str(arg.target)
-        return _refuse(node, "a tensor's value is used as a Python number; keep it a tensor, without .item()")
+        return self.refuse(node, "a tensor's value is used as a Python number; keep it a tensor, without .item()")
+
+    def refuse(self, node: fx.Node, why: str) -> NoReturn:
+        module, line = _place(node)
+        raise CaptureError(f"capture: {module or self.model}{f' ({line})' if line else ''}: {why}")
 
 
 def _positional(node: fx.Node) -> list[Any]:
@@ -224,11 +228,6 @@ def _positional(node: fx.Node) -> list[Any]:
         return [*node.args, *node.kwargs.values()]
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
     return [given.get(a.name, a.default_value if a.has_default_value() else None) for a in schema.arguments]
-
-
-def _refuse(node: fx.Node, why: str) -> NoReturn:
-    module, line = _place(node)
-    raise CaptureError(f"capture: {module or node.name}{f' ({line})' if line else ''}: {why}")
 
 
 def _place(node: fx.Node) -> tuple[str, str]:

@@ -48,9 +48,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     parameters = inspect.signature(NETS[name]).parameters
     for argument in kwargs:
         if argument not in parameters:
-            raise AerogelError(
-                f"nets.build: {name} has no argument {argument!r}; {nearest(argument, parameters)}"
-            )
+            raise AerogelError(f"nets.build: {name} has no argument {argument!r}; {nearest(argument, parameters)}")
     net: Any = NETS[name](**kwargs)
     net.spec = {"net": name, "args": {key: kwargs.get(key, p.default) for key, p in parameters.items()}}
     return net
@@ -71,14 +69,10 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
                 f"nets.parse: write NAME:KEY=VALUE,KEY=VALUE, got {spec!r}, where {item!r} is not KEY=VALUE"
             )
         if match[1] in arguments:
-            raise AerogelError(
-                f"nets.parse: every argument is given once, got {match[1]!r} twice in {spec!r}"
-            )
+            raise AerogelError(f"nets.parse: every argument is given once, got {match[1]!r} twice in {spec!r}")
         arguments[match[1]] = _value(match[2])
     if not name.strip():
-        raise AerogelError(
-            f"nets.parse: write NAME or NAME:KEY=VALUE,KEY=VALUE, got {spec!r}, which has no name"
-        )
+        raise AerogelError(f"nets.parse: write NAME or NAME:KEY=VALUE,KEY=VALUE, got {spec!r}, which has no name")
     return name.strip(), arguments
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from aerogel.errors import AerogelError
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation over them
+Act = Callable[[], nn.Module]
 IMAGENET_FROM = 64  # pixels; below, a net takes its stem, strides or head for small images
 
 
@@ -43,9 +44,7 @@ class Net(nn.Module):
 class Residual(nn.Module):
     """act(body(x) + shortcut(x)); by default the shortcut is the input itself and nothing follows the sum."""
 
-    def __init__(
-        self, body: nn.Module, shortcut: nn.Module | None = None, act: nn.Module | None = None
-    ) -> None:
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, act: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         self.shortcut = nn.Identity() if shortcut is None else shortcut
@@ -54,6 +53,25 @@ class Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, c, h, w) -> the shape of body(x)."""
         return self.act(self.body(x) + self.shortcut(x))
+
+
+class SqueezeExcite(nn.Module):
+    """x * gate(expand(ReLU(reduce(the mean of x over its pixels)))), Hu, Shen, Sun 2017, arXiv:1709.01507.
+
+    Both 1x1 convolutions have a bias. How far `squeezed` goes and what gates is for the net to say.
+    """
+
+    def __init__(self, channels: int, squeezed: int, gate: Act) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.act = nn.ReLU()
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, channels, h, w) -> the same shape."""
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -87,6 +105,51 @@ def conv_unit(
     if act is not None:
         unit.add_module("act", act())
     return unit
+
+
+def preact_unit(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, norm: Norm) -> nn.Sequential:
+    """The modules `bn`, `act` (ReLU), `conv`: (n, in, h, w) -> (n, out, h / stride, w / stride).
+
+    The padding is kernel // 2, and there is no bias: the next unit's normalisation follows.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+    return named(bn=norm(in_channels), act=nn.ReLU(), conv=conv)
+
+
+def inverted_residual(
+    in_channels: int,
+    hidden: int,
+    out_channels: int,
+    kernel: int = 3,
+    *,
+    stride: int,
+    norm: Norm,
+    act: Act,
+    se: nn.Module | None = None,
+    skip: bool = True,
+) -> nn.Module:
+    """The modules `expand`, `depthwise`, `se` if any, `project`: (n, in, h, w) -> (n, out, h / stride, w / stride).
+
+    The projection is linear. There is no expansion where it would not expand. A Residual where the input is
+    added: skip, stride 1, in == out.
+    """
+    body = nn.Sequential()
+    if hidden != in_channels:
+        body.add_module("expand", conv_unit(in_channels, hidden, 1, norm=norm, act=act))
+    body.add_module("depthwise", conv_unit(hidden, hidden, kernel, stride=stride, groups=hidden, norm=norm, act=act))
+    if se is not None:
+        body.add_module("se", se)
+    body.add_module("project", conv_unit(hidden, out_channels, 1, norm=norm, act=None))
+    return Residual(body) if skip and stride == 1 and in_channels == out_channels else named(body=body)
+
+
+def strides_for(input_size: int, strides: Iterable[int]) -> list[int]:
+    """The strides, stem first, as they are from 64 pixels up; below, the first two 2s are 1s."""
+    result = list(strides)
+    if input_size < IMAGENET_FROM:
+        for index in [i for i, stride in enumerate(result) if stride == 2][:2]:
+            result[index] = 1
+    return result
 
 
 def pooled_linear(channels: int, num_classes: int, dropout: float | None = None) -> nn.Sequential:
@@ -139,6 +202,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "head": (lambda value: value in ("cifar", "imagenet"), "cifar or imagenet"),
     "batch_norm": (lambda value: type(value) is bool, "true or false"),
     "conv_relu": (lambda value: type(value) is bool, "true or false"),
+    "depthwise": (lambda value: type(value) is bool, "true or false"),
+    "activation": (lambda value: value in ("relu", "relu6"), "relu or relu6"),
+    "minimalistic": (lambda value: type(value) is bool, "true or false"),
+    "last_stage": (lambda value: value in ("efficient", "original"), "efficient or original"),
+    "last_channels": (_is_count, "an integer >= 1"),
+    "growth": (_is_count, "an integer >= 1"),
+    "lrn": (lambda value: type(value) is bool, "true or false"),
+    "input_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "max_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or none"),
 }
 
 

@@ -127,9 +127,7 @@ def _resnet(name: str, table: tuple[Row, ...], block: Block, classes: int, size:
         return net
 
     construct.__name__ = construct.__qualname__ = name
-    construct.__doc__ = (
-        f"{name}: the paper's net of that depth; input_size from 8; see aerogel/nets/resnet.py."
-    )
+    construct.__doc__ = f"{name}: the paper's net of that depth; input_size from 8; see aerogel/nets/resnet.py."
     return construct
 
 

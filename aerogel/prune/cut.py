@@ -66,7 +66,7 @@ def cut(
 
     args, kwargs: example inputs. target: {metric: fraction to keep}, metrics channels (of those that can be
     cut), params, macs, access_bytes, peak_bytes. round_to: groups keep multiples of it, or all of their channels.
-    protect: names or patterns of modules or weights whose channels stay.
+    protect: names or patterns of modules or weights that keep their shape.
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
     check_target(target)
@@ -205,12 +205,15 @@ def prove(
                 tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     args, kwargs = tree_map(lambda x: _random_like(x, generator), (args, dict(kwargs or {})))
     with torch.no_grad(), evaluating(masked), evaluating(smaller), quiet():
-        whole = masked(*args, **kwargs)
+        try:
+            whole = masked(*args, **kwargs)
+        except Exception as failure:
+            what = f"{_brief(failure)}; make it take any numbers of the example's shape"
+            raise CutError(f"cut: {type(model).__name__} fails on random inputs: {what}") from failure
         try:
             less = smaller(*args, **kwargs)
         except Exception as failure:  # the user's own code may fail in any way once sizes change
-            what = (str(failure).splitlines() or [""])[0][:120]
-            return float("inf"), f"forward fails once it is cut: {type(failure).__name__}: {what}"
+            return float("inf"), f"forward fails once it is cut: {_brief(failure)}"
     error = _relative_error(tree_leaves(whole), tree_leaves(less))
     wrong = None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output"
     return error, wrong
@@ -266,9 +269,6 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
         return torch.rand(like.shape, generator=generator).to(like)
 
     for module in model.modules():
-        bias = module._parameters.get("bias")
-        if bias is not None:
-            bias.detach().add_(0.2 * noise(bias) - 0.1)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.weight is not None:
                 scale = module.weight.detach()
@@ -278,6 +278,14 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
                 # a mean below the true one keeps most units alive: every layer sends a signal on
                 mean.sub_(variance.sqrt() * noise(mean))
                 variance.mul_(0.5 + noise(variance))
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        if weight is not None and bias is not None:  # noise no larger than the signal that it is added to
+            signal = weight.detach().reshape(len(weight), -1).norm(dim=1).mean()
+            bias.detach().add_(signal * (noise(bias) - 0.5))
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def _random_like(x: Any, generator: torch.Generator) -> Any:

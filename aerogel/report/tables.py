@@ -49,5 +49,8 @@ def _right(title: str) -> Column:
 
 def _text(table: Table) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH).print(table)
+    plain = Console(
+        file=stream, width=WIDTH, force_terminal=False, color_system=None, markup=False, highlight=False, emoji=False
+    )
+    plain.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

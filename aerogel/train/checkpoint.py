@@ -21,7 +21,7 @@ KEEP = 2
 def save_checkpoint(folder: Path, state: State) -> Path:
     """Writes `folder`/step_NNNNNNN and removes all but the newest two. Raises AerogelError when it cannot.
 
-    Raises AerogelError too when the folder holds a whole checkpoint of a later step: another run's, or one to resume.
+    Raises AerogelError too when the folder holds a whole checkpoint of a later step or of another run.
     """
     target = folder / f"step_{state.step:07d}"
     for path in _steps(folder):
@@ -29,8 +29,10 @@ def save_checkpoint(folder: Path, state: State) -> Path:
             continue
         if damage(path):  # skipped on loading, and passed again now
             shutil.rmtree(path, ignore_errors=True)
-        elif path != target:
-            raise AerogelError(f"checkpoint: {path} is of a later step than {state.step}; resume it or clear {folder}")
+        elif path != target or read_json(path / STATE)["run"] != _run(state):
+            raise AerogelError(
+                f"checkpoint: {path} is later than step {state.step} or another run's; resume or move it"
+            )
     if not target.exists():
         with new_folder(target, "checkpoint") as temp:
             for name, module in _modules(state).items():

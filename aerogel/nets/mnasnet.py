@@ -1,0 +1,112 @@
+"""MnasNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from aerogel.nets.blocks import (
+    Net,
+    SqueezeExcite,
+    batch_norm_of,
+    check,
+    conv_unit,
+    initialise,
+    inverted_residual,
+    named,
+    pooled_linear,
+    scaled,
+    strides_for,
+)
+
+
+class Row(NamedTuple):
+    """r blocks: kernel k, stride s of the first, expansion e, o output channels, se ratio, skip connection."""
+
+    r: int
+    k: int
+    s: int
+    e: int
+    o: int
+    se: float = 0
+    skip: bool = True
+
+
+A1 = (
+    Row(1, 3, 1, 1, 16, skip=False),
+    Row(2, 3, 2, 6, 24),
+    Row(3, 5, 2, 3, 40, se=0.25),
+    Row(4, 3, 2, 6, 80),
+    Row(2, 3, 1, 6, 112, se=0.25),
+    Row(3, 5, 2, 6, 160, se=0.25),
+    Row(1, 3, 1, 6, 320),
+)
+B1 = (
+    Row(1, 3, 1, 1, 16, skip=False),
+    Row(3, 3, 2, 3, 24),
+    Row(3, 5, 2, 3, 40),
+    Row(3, 5, 2, 6, 80),
+    Row(2, 3, 1, 6, 96),
+    Row(4, 5, 2, 6, 192),
+    Row(1, 3, 1, 6, 320, skip=False),
+)
+SMALL = (
+    Row(1, 3, 1, 1, 8, skip=False),  # declared as 16 -> 8 channels, so its code adds no input, though the stem has 8
+    Row(1, 3, 2, 3, 16),
+    Row(2, 3, 2, 6, 16),
+    Row(4, 5, 2, 6, 32, se=0.25),
+    Row(3, 3, 1, 6, 32, se=0.25),
+    Row(3, 5, 2, 6, 88, se=0.25),
+    Row(1, 3, 1, 6, 144),
+)
+LAST = 1280
+
+
+def _mnasnet(name: str, table: tuple[Row, ...], stem: int, drop: float) -> Callable[..., Net]:
+    """The constructor of the net of one table, with its stem's channels and its default dropout."""
+
+    def construct(
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        input_size: int = 224,
+        width: float = 1.0,
+        dropout: float = drop,
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.01,
+    ) -> Net:
+        check(name, num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
+        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+        norm = batch_norm_of(bn_eps, bn_momentum)
+        stem_stride, *strides = strides_for(input_size, (2, *(row.s for row in table)))
+        channels = scaled(stem, width)
+        features = named(stem=conv_unit(in_channels, channels, 3, stride=stem_stride, norm=norm))
+        for number, (row, stride) in enumerate(zip(table, strides, strict=True), start=1):
+            stage = nn.Sequential()
+            out = scaled(row.o, width)
+            for index in range(1, row.r + 1):
+                hidden, s = channels * row.e, stride if index == 1 else 1
+                se = SqueezeExcite(hidden, max(1, int(channels * row.se)), nn.Sigmoid) if row.se else None
+                stage.add_module(
+                    f"block{index}",
+                    inverted_residual(
+                        channels, hidden, out, row.k, stride=s, norm=norm, act=nn.ReLU, se=se, skip=row.skip
+                    ),
+                )
+                channels = out
+            features.add_module(f"stage{number}", stage)
+        features.add_module("last", conv_unit(channels, LAST, 1, norm=norm))
+        net = Net(features, pooled_linear(LAST, num_classes, dropout))
+        initialise(net)
+        return net
+
+    construct.__name__ = construct.__qualname__ = name
+    construct.__doc__ = f"{name}: the paper's net; input_size from 8; see aerogel/nets/mnasnet.py."
+    return construct
+
+
+mnasnet_a1 = _mnasnet("mnasnet_a1", A1, 32, 0.2)
+mnasnet_b1 = _mnasnet("mnasnet_b1", B1, 32, 0.2)
+mnasnet_small = _mnasnet("mnasnet_small", SMALL, 8, 0.0)

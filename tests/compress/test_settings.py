@@ -1,0 +1,159 @@
+"""Settings: command line over --config over defaults, absolute paths, and errors that name the option."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aerogel.compress.settings import Settings, read_toml, resolve, to_toml, validated
+from aerogel.errors import AerogelError
+from aerogel.train import Recipe
+
+LEAST = {"model": "lenet5", "data": "digits"}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty current folder, and no data root."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.delenv("AEROGEL_DATA", raising=False)
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "some.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = config(tmp_path, 'model = "vgg11"\ndata = "mnist"\nsteps = 5\nthreads = 2\n[train]\nlr = 0.3\nepochs = 7\n')
+    settings = resolve({"model": "lenet5", "data": None, "threads": 1, "train": {"lr": 0.1}}, file)
+    assert (settings.model, settings.data, settings.steps, settings.threads) == ("lenet5", "mnist", 5, 1)
+    assert (settings.train.lr, settings.train.epochs) == (0.1, 7)
+    assert settings.max_drop == Settings(**LEAST).max_drop == 1.0
+
+
+def test_what_was_given_is_left_as_it_was() -> None:
+    options: dict[str, Any] = {**LEAST, "seed": 3, "train": {"lr": 0.1}}
+    resolve(options, None)
+    assert options == {**LEAST, "seed": 3, "train": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("typed", "text", "seeds"),
+    [
+        (None, "", (0, 0)),
+        (3, "", (3, 3)),
+        (None, "seed = 4", (4, 4)),
+        (3, "seed = 4\n[train]\nseed = 5", (3, 3)),
+        (None, "seed = 4\n[train]\nseed = 5", (4, 5)),
+    ],
+)
+def test_one_seed_is_the_seed_of_all(typed: int | None, text: str, seeds: tuple[int, int], tmp_path: Path) -> None:
+    settings = resolve({**LEAST, "seed": typed}, config(tmp_path, text))
+    assert (settings.seed, settings.train.seed) == seeds
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path: Path) -> None:
+    here = Path.cwd()
+    (here / "small").mkdir()
+    settings = resolve({"model": "net.py:build", "data": "folder:pets", "weights": "a/w.pt"}, None)
+    assert (settings.model, settings.data) == (f"{here}/net.py:build", f"folder:{here}/pets")
+    assert settings.weights == f"{here}/a/w.pt"
+    assert resolve({"model": "small", "data": "digits"}, None).model == f"{here}/small"
+    named = resolve({"model": "vgg11:width=0.5", "data": "package.module:make"}, None)
+    assert (named.model, named.data, named.weights) == ("vgg11:width=0.5", "package.module:make", None)
+
+
+def test_the_home_folder_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert resolve({**LEAST, "data": "folder:~/pets"}, None).data == "folder:/home/someone/pets"
+
+
+def test_the_data_root_is_the_environments_else_the_files_else_the_current_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve(LEAST, None).data_root is None
+    Path("data").mkdir()
+    assert resolve(LEAST, None).data_root == str(Path("data").absolute())
+    file = config(tmp_path, 'data_root = "/held"')
+    assert resolve(LEAST, file).data_root == "/held"
+    monkeypatch.setenv("AEROGEL_DATA", "sets")
+    assert resolve(LEAST, file).data_root == str(Path("sets").absolute())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz = 3", r"option 'stepz' is unknown; did you mean steps\?"),
+        ("[train]\nepoch = 3", r"option 'train\.epoch' is unknown; did you mean epochs\?"),
+        ("threads = 0", r"option threads: .*greater than or equal to 1, got 0"),
+        ("max_drop = -1", r"option max_drop: .*got -1"),
+        ("max_drop = nan", r"option max_drop: .*got nan"),
+        ("seconds = inf", r"option seconds: .*finite.*got inf"),
+        ('steps = "many"', r"option steps: .*integer.*got 'many'"),
+        ('target = "macs=0.5"', r"option target: .*list.*got 'macs=0.5'"),
+        ("input = [3, 224]", r"option input\.2: Field required, got \[3, 224\]"),
+        ("train = 3", r"option train: .*got 3"),
+        ("[train]\nepochs = 0", r"option train\.epochs: .*greater than 0, got 0"),
+        ("[train]\nlr = -0.1", r"option train\.lr: .*greater than 0, got -0.1"),
+    ],
+)
+def test_an_option_at_fault_is_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(AerogelError, match=message):
+        resolve(LEAST, config(tmp_path, text))
+
+
+@pytest.mark.parametrize(("left", "remedy"), [({"data": "digits"}, "model is missing; name a MODEL"),
+                                              ({"model": "lenet5"}, "data is missing; name a set with --data")])  # fmt: skip
+def test_what_is_missing_is_named_with_its_option(left: dict[str, str], remedy: str) -> None:
+    with pytest.raises(AerogelError, match=remedy):
+        resolve(left, None)
+
+
+def test_a_file_that_is_absent_or_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AerogelError, match=r"cannot read .*none\.toml: No such file or directory; name an existing"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(AerogelError, match=r"some\.toml is not TOML: .*line 1"):
+        read_toml(config(tmp_path, "steps: 3\n"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AerogelError, match=r"binary\.toml is not TOML"):
+        read_toml(tmp_path / "binary.toml")
+
+
+@given(
+    st.builds(
+        Settings,
+        model=st.text(min_size=1),
+        data=st.text(min_size=1),
+        target=st.lists(st.text(), max_size=2),
+        max_drop=st.floats(0, 100),
+        weights=st.none() | st.text(),
+        input=st.none() | st.tuples(*[st.integers(1, 512)] * 3),
+        seed=st.integers(0, 2**63 - 1),
+        protect=st.lists(st.text(), max_size=2),
+        train=st.builds(Recipe, lr=st.floats(1e-9, 1e3), ema=st.none() | st.floats(0.1, 0.9), seed=st.integers(0, 9)),
+    )
+)
+def test_what_a_run_writes_back_is_read_as_it_was(settings: Settings) -> None:
+    assert validated(tomllib.loads(to_toml(settings))) == settings
+
+
+def test_what_toml_cannot_hold_is_refused_and_not_changed_in_silence() -> None:
+    with pytest.raises(AerogelError, match=r"cannot hold train\.clip = None; .*clip = 1e9"):
+        to_toml(Settings(**LEAST, train=Recipe(clip=None)))
+
+
+def test_titles_are_short() -> None:
+    settings = Settings(model="/home/me/net.py:build", data="folder:/home/me/pets", target=["macs=0.5", "latency=2ms"])
+    assert settings.title == "net.py:build on folder:pets"
+    assert settings.short_model == "net.py:build"
+    assert settings.goal == "macs=0.5, latency=2ms, drop <= 1 pt"
+    assert Settings(model="/home/me/small", data="digits").title == "small on digits"
