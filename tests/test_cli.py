@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -11,10 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +22,7 @@ from aerogel import cli
 from aerogel.errors import Interrupted
 from aerogel.nets import NETS, build
 
+Aerogel = Callable[..., Any]
 VERBS = ("nets", "cost", "train", "compress", "resume", "export", "verify", "report")
 NETWORKS = '''
 import torch
@@ -67,33 +65,6 @@ def number():
 def broken():
     raise RuntimeError("out of luck")
 '''
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def aerogel(*words: object) -> Outcome:
-    """The command in this process: exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = ["aerogel", *map(str, words)]
-    with patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            return Outcome(stop.code, out.getvalue(), err.getvalue())
-    raise AssertionError("main returned without an exit code")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +127,7 @@ def test_help_needs_neither_torch_nor_a_second() -> None:
     assert done.stdout.count("Usage: aerogel") == 2 + len(VERBS)
 
 
-def test_python_m_aerogel_is_the_same_command() -> None:
+def test_python_m_aerogel_is_the_same_command(aerogel: Aerogel) -> None:
     done = subprocess.run([sys.executable, "-m", "aerogel", "--help"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == aerogel("--help").out
@@ -195,91 +166,102 @@ WRONG_COMMANDS = [
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG_COMMANDS, ids=lambda value: str(value)[:40])
-def test_a_wrong_command_is_one_clear_line(words: list[str], message: str, inputs: Path, work: Path) -> None:
+def test_a_wrong_command_is_one_clear_line(
+    words: list[str], message: str, inputs: Path, work: Path, aerogel: Aerogel
+) -> None:
     check_refused(aerogel(*(word.format(inputs=inputs) for word in words)), message)
     assert list(work.iterdir()) == []
 
 
-# What follows `compress`; where it lacks --target, `--target macs=0.5` is added.
+# What follows `compress`; to it `--data digits` and `--target macs=0.5` are added where it lacks them.
 WRONG_JOBS = [
-    ("no_model", ["--data", "digits"], r"model is missing; name a MODEL"),
+    ("no_model", [], r"model is missing; name a MODEL"),
     ("no_data", ["lenet5"], r"data is missing; name a set with --data"),
-    ("unknown_model", ["lenet6", "--data", "digits"], r"model 'lenet6' .*did you mean lenet5"),
+    ("unknown_model", ["lenet6"], r"model 'lenet6' .*did you mean lenet5"),
     ("unknown_data", ["lenet5", "--data", "digitz"], r"unknown data set 'digitz'; did you mean digits\?"),
-    ("missing_data", ["lenet5", "--data", "mnist"], r"mnist was not found in \$AEROGEL_DATA \(not set\).*train-images.*get them"),
+    ("missing_data", ["lenet5", "--data", "mnist"], r"mnist .* \$AEROGEL_DATA \(not set\).*lacks train-images"),
     ("corrupt_data", ["lenet5", "--data", "mnist"], r"corrupt/mnist/\S+ubyte\.gz"),
     ("no_folder", ["lenet5", "--data", "folder:nowhere"], r"cannot list .*nowhere/train"),
     ("one_class", ["lenet5", "--data", "folder:{inputs}/one"], r"must hold two class folders or more, got cats"),
     ("bad_images", ["lenet5", "--data", "folder:{inputs}/bad"], r"4 of 8 images under .*dogs/0\.png \(.*dogs/1\.png"),
-    ("input_text", ["lenet5", "--data", "digits", "--input", "abc"], r"--input must be C,H,W"),
-    ("input_channels", ["lenet5", "--data", "digits", "--input", "2,28,28"], r"C 1 or 3.*got 2,28,28"),
-    ("input_too_small", ["lenet5", "--data", "digits", "--input", "1,8,8"], r"lenet5: input_size .*16.*got 8"),
-    ("input_of_ones_own", ["{inputs}/net.py:small", "--data", "digits"], r"does not run through .*--input C,H,W"),
-    ("wrong_classes", ["lenet5:num_classes=5", "--data", "digits"], r"num_classes must be 10 for this data, got 5"),
-    ("target_above_1", ["lenet5", "--data", "digits", "--target", "macs=1.5"], r"must be in \(0, 1\].*got 1\.5"),
-    ("target_negative", ["lenet5", "--data", "digits", "--target", "macs=-1"], r"must be in \(0, 1\].*got -1"),
-    ("target_unit", ["lenet5", "--data", "digits", "--target", "latency=5parsecs"], r"latency=3ms.*got 5parsecs"),
-    ("target_metric", ["lenet5", "--data", "digits", "--target", "speed=0.5"], r"'speed=0\.5' must be METRIC=VALUE"),
-    ("target_twice", ["lenet5", "--data", "digits", "--target", "macs=0.5", "--target", "macs=1K"], r"each metric is given once"),
-    ("target_met", ["lenet5", "--data", "digits", "--target", "macs=1G"], r"already within it \(macs=2\.3M\); ask for less"),
-    ("target_latency_met", ["{inputs}/net.py:digits", "--data", "digits", "--target", "latency=1000ms", "--config", "{inputs}/brief.toml"],
+    ("input_text", ["lenet5", "--input", "abc"], r"--input must be C,H,W"),
+    ("input_channels", ["lenet5", "--input", "2,28,28"], r"C 1 or 3.*got 2,28,28"),
+    ("input_too_small", ["lenet5", "--input", "1,8,8"], r"lenet5: input_size .*16.*got 8"),
+    ("input_of_ones_own", ["{inputs}/net.py:small"], r"does not run through .*--input C,H,W"),
+    ("wrong_classes", ["lenet5:num_classes=5"], r"num_classes must be 10 for this data, got 5"),
+    ("target_above_1", ["lenet5", "--target", "macs=1.5"], r"must be in \(0, 1\].*got 1\.5"),
+    ("target_negative", ["lenet5", "--target", "macs=-1"], r"must be in \(0, 1\].*got -1"),
+    ("target_unit", ["lenet5", "--target", "latency=5parsecs"], r"latency=3ms.*got 5parsecs"),
+    ("target_metric", ["lenet5", "--target", "speed=0.5"], r"'speed=0\.5' must be METRIC=VALUE"),
+    ("target_twice", ["lenet5", "--target", "macs=0.5", "--target", "macs=1K"], r"each metric is given once"),
+    ("target_met", ["lenet5", "--target", "macs=1G"], r"already within it \(macs=2\.3M\); ask for less"),
+    ("target_latency_met", ["{inputs}/net.py:digits", "--target", "latency=1000ms", "--config", "{inputs}/brief.toml"],
      r"already within it"),
-    ("target_latency_impossible", ["{inputs}/net.py:digits", "--data", "digits", "--target", "latency=0.01us", "--config", "{inputs}/brief.toml"],
-     r"latency=0\.01us is out of reach: cutting reaches .* ms \(x.* to x1\); "),
-    ("target_out_of_reach", ["lenet5", "--data", "digits", "--target", "macs=0.0001"], r"macs=0\.0001 \(cutting reaches .*out of reach"),
-    ("nothing_to_cut", ["{inputs}/net.py:Fixed", "--data", "digits"], r"out of reach; nothing can be cut"),
-    ("drop_negative", ["lenet5", "--data", "digits", "--max-drop", "-1"], r"option max_drop: .*got -1"),
-    ("epochs_0", ["lenet5", "--data", "digits", "--epochs", "0"], r"option train\.epochs: .*greater than 0, got 0"),
-    ("threads_0", ["lenet5", "--data", "digits", "--threads", "0"], r"option threads: .*got 0"),
-    ("config_unknown", ["lenet5", "--data", "digits", "--config", "{inputs}/unknown.toml"], r"'stepz' is unknown; did you mean steps"),
-    ("config_not_toml", ["lenet5", "--data", "digits", "--config", "{inputs}/not.toml"], r"not\.toml is not TOML"),
-    ("config_absent", ["lenet5", "--data", "digits", "--config", "none.toml"], r"cannot read none\.toml: No such file"),
-    ("criterion", ["lenet5", "--data", "digits", "--config", "{inputs}/criterion.toml"], r"criterion 'l3' is unknown; did you mean l"),
-    ("criterion_latency", ["lenet5", "--data", "digits", "--target", "latency=0.5", "--config", "{inputs}/norm.toml"],
+    ("target_latency_impossible", ["{inputs}/net.py:digits", "--target", "latency=1us", "--config", "{inputs}/brief.toml"],
+     r"latency=1us is out of reach: cutting reaches .* ms \(x.* to x1\); "),
+    ("target_out_of_reach", ["lenet5", "--target", "macs=0.0001"], r"macs=0\.0001 \(cutting reaches .*out of reach"),
+    ("nothing_to_cut", ["{inputs}/net.py:Fixed"], r"out of reach; nothing can be cut"),
+    ("drop_negative", ["lenet5", "--max-drop", "-1"], r"option max_drop: .*got -1"),
+    ("epochs_0", ["lenet5", "--epochs", "0"], r"option train\.epochs: .*greater than 0, got 0"),
+    ("threads_0", ["lenet5", "--threads", "0"], r"option threads: .*got 0"),
+    ("config_unknown", ["lenet5", "--config", "{inputs}/unknown.toml"], r"'stepz' is unknown; did you mean steps"),
+    ("config_not_toml", ["lenet5", "--config", "{inputs}/not.toml"], r"not\.toml is not TOML"),
+    ("config_absent", ["lenet5", "--config", "none.toml"], r"cannot read none\.toml: No such file"),
+    ("criterion", ["lenet5", "--config", "{inputs}/criterion.toml"], r"criterion 'l3' is unknown; did you mean l"),
+    ("criterion_latency", ["lenet5", "--target", "latency=0.5", "--config", "{inputs}/norm.toml"],
      r"bn_scale.*passes no batch norm"),
-    ("protect", ["lenet_300_100", "--data", "digits", "--config", "{inputs}/protect.toml"], r"'features\.fcc1' names no layer; did you mean"),
-    ("weights_absent", ["lenet5", "--data", "digits", "--weights", "nowhere"], r"cannot read .*nowhere"),
-    ("weights_corrupt", ["lenet5", "--data", "digits", "--weights", "{inputs}/corrupt.safetensors"], r"cannot read .*corrupt\.safetensors"),
-    ("weights_pickle", ["lenet5", "--data", "digits", "--weights", "{inputs}/pickle.pt"], r"pickle\.pt: it is corrupt or holds more than plain"),
-    ("weights_misfit", ["lenet5", "--data", "digits", "--weights", "{inputs}/other.safetensors"], r"other\.safetensors: .*(needs|lacks|missing)"),
-    ("no_file", ["{inputs}/none.py:build", "--data", "digits"], r"no file .*none\.py"),
-    ("no_module", ["no_such_package.x:build", "--data", "digits"], r"no module 'no_such_package'"),
-    ("no_factory", ["{inputs}/net.py:digit", "--data", "digits"], r"has no 'digit'.*did you mean digits"),
-    ("syntax", ["{inputs}/syntax.py:build", "--data", "digits"], r"SyntaxError.*syntax\.py:1"),
-    ("factory_raises", ["{inputs}/net.py:broken", "--data", "digits"], r"raised RuntimeError: out of luck at .*net\.py:\d+"),
-    ("factory_returns", ["{inputs}/net.py:number", "--data", "digits"], r"must return a torch\.nn\.Module, got int"),
-    ("uncapturable", ["{inputs}/net.py:Branching", "--data", "digits"], r"capture: Branching \(net\.py:\d+\): .*depends on a tensor's values"),
-    ("seven_logits", ["{inputs}/net.py:seven", "--data", "digits"], r"gives \(1, 7\) for one image, digits needs one output of \(1, 10\)"),
-    ("two_outputs", ["{inputs}/net.py:Pair", "--data", "digits"], r"gives a tuple for one image, digits needs one output of \(1, 10\)"),
-    ("out_exists", ["lenet5", "--data", "digits", "--out", "{inputs}/taken"], r"taken exists and is never overwritten"),
-    ("saved_empty", ["{inputs}/empty", "--data", "digits"], r"cannot read .*empty/config\.json"),
+    ("protect", ["lenet_300_100", "--config", "{inputs}/protect.toml"], r"'features\.fcc1' names no layer; did"),
+    ("weights_absent", ["lenet5", "--weights", "nowhere"], r"cannot read .*nowhere"),
+    ("weights_corrupt", ["lenet5", "--weights", "{inputs}/corrupt.safetensors"], r"cannot read .*corrupt\.safetensors"),
+    ("weights_pickle", ["lenet5", "--weights", "{inputs}/pickle.pt"], r"pickle\.pt: it is corrupt or holds more"),
+    ("weights_misfit", ["lenet5", "--weights", "{inputs}/other.safetensors"], r"other\.safetensors: the network needs"),
+    ("no_file", ["{inputs}/none.py:build"], r"no file .*none\.py"),
+    ("no_module", ["no_such_package.x:build"], r"no module 'no_such_package'"),
+    ("no_factory", ["{inputs}/net.py:digit"], r"has no 'digit'.*did you mean digits"),
+    ("syntax", ["{inputs}/syntax.py:build"], r"SyntaxError.*syntax\.py:1"),
+    ("factory_raises", ["{inputs}/net.py:broken"], r"raised RuntimeError: out of luck at .*net\.py:\d+"),
+    ("factory_returns", ["{inputs}/net.py:number"], r"must return a torch\.nn\.Module, got int"),
+    ("uncapturable", ["{inputs}/net.py:Branching"], r"Branching \(net\.py:\d+\): .*depends on a tensor's values"),
+    ("seven_logits", ["{inputs}/net.py:seven"], r"gives \(1, 7\) for one image, digits needs one output of \(1, 10\)"),
+    ("two_outputs", ["{inputs}/net.py:Pair"], r"gives a tuple for one image, digits needs one output of \(1, 10\)"),
+    ("out_exists", ["lenet5", "--out", "{inputs}/taken"], r"taken exists and is never overwritten"),
+    ("saved_empty", ["{inputs}/empty"], r"cannot read .*empty/config\.json"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "words", "message"), WRONG_JOBS, ids=[row[0] for row in WRONG_JOBS])
 def test_a_wrong_job_is_one_clear_line_and_nothing_is_written(
-    name: str, words: list[str], message: str, inputs: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    words: list[str],
+    message: str,
+    inputs: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    aerogel: Aerogel,
 ) -> None:
     if name == "corrupt_data":
         monkeypatch.setenv("AEROGEL_DATA", str(inputs / "corrupt"))
-    target = [] if "--target" in words else ["--target", "macs=0.5"]
-    check_refused(aerogel("compress", *(word.format(inputs=inputs) for word in words), *target), message)
+    given = [word.format(inputs=inputs) for word in words]
+    for option, value in {"--data": "digits", "--target": "macs=0.5"}.items():
+        if option not in words and name != "no_data":
+            given += [option, value]
+    check_refused(aerogel("compress", *given), message)
     assert list(work.iterdir()) == []
 
 
-def test_a_missing_target_is_told_before_anything_is_read() -> None:
+def test_a_missing_target_is_told_before_anything_is_read(aerogel: Aerogel) -> None:
     outcome = aerogel("compress", "lenet5", "--data", "digits")
     check_refused(outcome, r"--target is missing; say what to reach")
     assert outcome.out == ""
 
 
-def test_wrong_input_prints_nothing_on_the_machines_stdout() -> None:
+def test_wrong_input_prints_nothing_on_the_machines_stdout(aerogel: Aerogel) -> None:
     outcome = aerogel("compress", "lenet6", "--data", "digits", "--target", "macs=0.5", "--json")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.splitlines()[-1].startswith("error: model 'lenet6' ")
 
 
-def check_refused(outcome: Outcome, message: str) -> None:
+def check_refused(outcome: Any, message: str) -> None:
     """Exit code 1 and one line on stderr, which matches; no traceback anywhere."""
     lines = outcome.err.splitlines()
     assert outcome.code == 1
@@ -290,7 +272,7 @@ def check_refused(outcome: Outcome, message: str) -> None:
     assert re.search(message, lines[0]), lines[0]
 
 
-def test_an_error_cannot_control_the_terminal() -> None:
+def test_an_error_cannot_control_the_terminal(aerogel: Aerogel) -> None:
     outcome = aerogel("cost", "lenet5\x1b[2J\nnext")
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1
@@ -298,7 +280,9 @@ def test_an_error_cannot_control_the_terminal() -> None:
     assert "lenet5" in outcome.err
 
 
-def test_an_error_nobody_foresaw_is_one_line_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_nobody_foresaw_is_one_line_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel
+) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of a kind")
 
@@ -316,15 +300,19 @@ def test_an_error_nobody_foresaw_is_one_line_and_a_file(tmp_path: Path, monkeypa
     [(Interrupted(signal.SIGINT), 130), (Interrupted(signal.SIGTERM), 75), (KeyboardInterrupt(), 130)],
     ids=["ctrl-c", "sigterm", "second-ctrl-c"],
 )
-def test_exit_codes_of_signals(raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes_of_signals(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel
+) -> None:
     def stop(*_: object) -> None:
         raise raised
 
     monkeypatch.setattr(cli, "zoo_row", stop)
-    assert aerogel("nets") == Outcome(code, "", "")
+    assert aerogel("nets") == (code, "", "")
 
 
-def test_sigterm_outside_a_run_ends_the_command_and_its_handler_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_outside_a_run_ends_the_command_and_its_handler_goes(
+    monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel
+) -> None:
     def hit(*_: object) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -334,7 +322,7 @@ def test_sigterm_outside_a_run_ends_the_command_and_its_handler_goes(monkeypatch
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_zoo_as_a_table_and_for_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_zoo_as_a_table_and_for_machines(monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel) -> None:
     monkeypatch.setattr("aerogel.nets.NETS", {name: NETS[name] for name in ("lenet5", "vgg16")})
     lenet, vgg = json.loads(aerogel("nets", "--json").out)
     assert (lenet["net"], lenet["params"], lenet["macs"]) == ("lenet5", 431_080, 2_293_000)
@@ -342,10 +330,13 @@ def test_the_zoo_as_a_table_and_for_machines(monkeypatch: pytest.MonkeyPatch) ->
     assert lenet["args"] == build("lenet5").spec["args"]
     table = aerogel("nets").out.splitlines()
     assert table[0].split() == ["net", "input", "params", "MACs", "access", "peak"]
-    assert [line.split()[:4] for line in table[1:]] == [["lenet5", "1x28x28", "431", "K"], ["vgg16", "3x224x224", "138", "M"]]
+    assert [line.split()[:4] for line in table[1:]] == [
+        ["lenet5", "1x28x28", "431", "K"],
+        ["vgg16", "3x224x224", "138", "M"],
+    ]
 
 
-def test_the_cost_of_a_network_as_a_table_and_for_machines(inputs: Path) -> None:
+def test_the_cost_of_a_network_as_a_table_and_for_machines(inputs: Path, aerogel: Aerogel) -> None:
     words = ("cost", f"{inputs}/net.py:digits", "--input", "1,28,28")
     found = json.loads(aerogel(*words, "--json").out)
     assert found["model"] == f"{inputs}/net.py:digits"
@@ -358,7 +349,9 @@ def test_the_cost_of_a_network_as_a_table_and_for_machines(inputs: Path) -> None
     assert "params 12,730   MACs 12,704" in table
 
 
-def test_names_in_a_table_are_printed_as_they_are(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_a_table_are_printed_as_they_are(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     (inputs / "odd.py").write_text(
         "from torch import nn\n"
@@ -372,7 +365,7 @@ def test_names_in_a_table_are_printed_as_they_are(inputs: Path, monkeypatch: pyt
     assert "\x1b" not in table
 
 
-def test_an_exported_network_is_one_file_that_is_checked(inputs: Path, work: Path) -> None:
+def test_an_exported_network_is_one_file_that_is_checked(inputs: Path, work: Path, aerogel: Aerogel) -> None:
     words = ("export", f"{inputs}/net.py:digits", "--input", "1,28,28", "--out", "net.onnx", "--json")
     found = json.loads(aerogel(*words).out)
     assert [file.name for file in work.iterdir()] == ["net.onnx"]
@@ -384,7 +377,7 @@ def test_an_exported_network_is_one_file_that_is_checked(inputs: Path, work: Pat
 
 
 def test_a_file_that_computes_something_else_never_appears(
-    inputs: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, work: Path, monkeypatch: pytest.MonkeyPatch, aerogel: Aerogel
 ) -> None:
     monkeypatch.setattr("aerogel.export.verify.TOLERANCE", -1.0)
     outcome = aerogel("export", f"{inputs}/net.py:digits", "--input", "1,28,28", "--out", "net.onnx")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,11 @@ def pipe() -> io.StringIO:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The console's time, in one cell."""
     now = [0.0]
     monkeypatch.setattr("aerogel.console.time.monotonic", lambda: now[0])
-    yield now
+    return now
 
 
 def test_one_fact_is_one_line_with_its_stage_in_front(pipe: io.StringIO) -> None:

@@ -13,9 +13,17 @@ from typing import Any
 from torch import nn
 
 from aerogel.errors import AerogelError, nearest
+from aerogel.nets.alexnet import alexnet
+from aerogel.nets.densenet import densenet40, densenet121
 from aerogel.nets.lenet import lenet5, lenet_300_100
+from aerogel.nets.mlp import mlp
+from aerogel.nets.mnasnet import mnasnet_a1, mnasnet_b1, mnasnet_small
+from aerogel.nets.mobilenet_v1 import mobilenet_v1
 from aerogel.nets.mobilenet_v2 import mobilenet_v2
-from aerogel.nets.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
+from aerogel.nets.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
+from aerogel.nets.resnet import resnet18, resnet20, resnet34, resnet50, resnet56, resnet110, resnet164
+from aerogel.nets.shufflenet_v1 import shufflenet_v1
+from aerogel.nets.shufflenet_v2 import shufflenet_v2
 from aerogel.nets.vgg import vgg11, vgg13, vgg16, vgg19
 
 __all__ = ["NETS", "build", "parse"]
@@ -23,6 +31,8 @@ __all__ = ["NETS", "build", "parse"]
 NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
     "lenet5": lenet5,
+    "mlp": mlp,
+    "alexnet": alexnet,
     "vgg11": vgg11,
     "vgg13": vgg13,
     "vgg16": vgg16,
@@ -32,7 +42,19 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet20": resnet20,
     "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet164": resnet164,
+    "densenet40": densenet40,
+    "densenet121": densenet121,
+    "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_large": mobilenet_v3_large,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "mnasnet_a1": mnasnet_a1,
+    "mnasnet_b1": mnasnet_b1,
+    "mnasnet_small": mnasnet_small,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
 }
 
 

@@ -167,6 +167,11 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
+def nearest_multiple(channels: float, of: int) -> int:
+    """The nearest multiple of `of`, halves up, at least one."""
+    return of * max(1, int(channels / of + 0.5))
+
+
 def scaled(channels: int, width: float) -> int:
     """The channels times the width, made divisible by 8; at width 1 the paper's number untouched."""
     return channels if width == 1 else make_divisible(channels * width)
@@ -210,6 +215,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "growth": (_is_count, "an integer >= 1"),
     "lrn": (lambda value: type(value) is bool, "true or false"),
     "input_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "limit": (lambda value: _is_number(value) and value > 0, "a number > 0"),
+    "groups": (lambda value: type(value) is int and value in (1, 2, 3, 4, 8), "1, 2, 3, 4 or 8"),
+    "shuffle": (lambda value: type(value) is bool, "true or false"),
+    "se": (lambda value: type(value) is bool, "true or false"),
+    "residual": (lambda value: type(value) is bool, "true or false"),
+    "merged": (lambda value: type(value) is bool, "true or false"),
+    "layout": (lambda value: str(value) in ("mobile", "50", "164"), "mobile, 50 or 164"),
     "max_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or none"),
 }
 

@@ -37,6 +37,7 @@ from aerogel.nets.blocks import (
     initialise,
     named,
     pooled_linear,
+    preact_unit,
     scaled,
 )
 
@@ -57,12 +58,12 @@ TABLE_1 = (
     Row("conv5_x", 512, 2, {"resnet18": 2, "resnet34": 3, "resnet50": 3}),
 )
 SECTION_4_2 = (
-    Row("32x32", 16, 1, {"resnet20": 3, "resnet56": 9}),
-    Row("16x16", 32, 2, {"resnet20": 3, "resnet56": 9}),
-    Row("8x8", 64, 2, {"resnet20": 3, "resnet56": 9}),
+    Row("32x32", 16, 1, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
+    Row("16x16", 32, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
+    Row("8x8", 64, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
 )
 EXPANSION = 4  # a bottleneck block ends with this many times the channels of its row
-Block = Callable[[int, int, int, Norm], Residual]  # (input channels, channels, stride, norm)
+Block = Callable[[int, int, int, Norm], nn.Module]  # (input channels, channels, stride, norm)
 
 
 def basic_block(in_channels: int, channels: int, stride: int, norm: Norm) -> Residual:
@@ -83,6 +84,21 @@ def bottleneck_block(in_channels: int, channels: int, stride: int, norm: Norm) -
         conv3=conv_unit(channels, out, 1, norm=norm, act=None),
     )
     return Residual(body, _shortcut(in_channels, out, stride, norm), nn.ReLU())
+
+
+def preact_block(in_channels: int, channels: int, stride: int, norm: Norm) -> nn.Module:
+    """1x1, 3x3, 1x1, BN and ReLU before each: (n, in_channels, h, w) -> (n, 4 * channels, h / stride, w / stride).
+
+    Where the shape changes, the shortcut too reads what the first BN and ReLU make.
+    """
+    out = EXPANSION * channels
+    conv2 = preact_unit(channels, channels, 3, stride=stride, norm=norm)
+    conv3 = preact_unit(channels, out, 1, norm=norm)
+    if stride == 1 and in_channels == out:
+        return Residual(named(conv1=preact_unit(in_channels, channels, 1, norm=norm), conv2=conv2, conv3=conv3))
+    body = named(conv1=nn.Conv2d(in_channels, channels, 1, bias=False), conv2=conv2, conv3=conv3)
+    shortcut = nn.Conv2d(in_channels, out, 1, stride, bias=False)
+    return named(bn=norm(in_channels), act=nn.ReLU(), residual=Residual(body, shortcut))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Module | None:
@@ -111,6 +127,8 @@ def _resnet(name: str, table: tuple[Row, ...], block: Block, classes: int, size:
         if table is TABLE_1 and input_size >= IMAGENET_FROM:
             stem = conv_unit(in_channels, channels, 7, stride=2, norm=norm)
             stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
+        elif block is preact_block:
+            stem = named(conv=nn.Conv2d(in_channels, channels, 3, padding=1, bias=False))
         else:
             stem = conv_unit(in_channels, channels, 3, norm=norm)
         features = named(stem=stem)
@@ -120,8 +138,10 @@ def _resnet(name: str, table: tuple[Row, ...], block: Block, classes: int, size:
             for index in range(1, row.blocks[name] + 1):
                 stride = row.stride if index == 1 else 1
                 stage.add_module(f"block{index}", block(channels, inner, stride, norm))
-                channels = inner * EXPANSION if block is bottleneck_block else inner
+                channels = inner if block is basic_block else inner * EXPANSION
             features.add_module(f"stage{number}", stage)
+        if block is preact_block:
+            features.add_module("last", named(bn=norm(channels), act=nn.ReLU()))
         net = Net(features, pooled_linear(channels, num_classes))
         initialise(net)
         return net
@@ -136,3 +156,5 @@ resnet34 = _resnet("resnet34", TABLE_1, basic_block, 1000, 224)
 resnet50 = _resnet("resnet50", TABLE_1, bottleneck_block, 1000, 224)
 resnet20 = _resnet("resnet20", SECTION_4_2, basic_block, 10, 32)
 resnet56 = _resnet("resnet56", SECTION_4_2, basic_block, 10, 32)
+resnet110 = _resnet("resnet110", SECTION_4_2, basic_block, 10, 32)
+resnet164 = _resnet("resnet164", SECTION_4_2, preact_block, 10, 32)

@@ -32,6 +32,7 @@ from aerogel.prune.criteria import CRITERIA, Criterion
 from aerogel.prune.plan import check_counts, check_target, is_protected, names_of, plan
 
 TOLERANCE = 1e-4
+_HALF = (torch.float16, torch.bfloat16)
 Kept = dict[str, tuple[Tensor | None, ...]]
 
 
@@ -140,11 +141,11 @@ def scores(coupling: Coupling, weights: Mapping[str, Tensor], score: Criterion) 
     found = []
     for group in coupling.groups:
         raw = torch.as_tensor(score(group, weights)).detach().double().cpu()
-        if raw.shape != (len(group),) or not torch.isfinite(raw).all():
-            what = f"{raw.numel() - int(torch.isfinite(raw).sum())} that are not finite" if raw.ndim == 1 else ""
+        bad = int((~torch.isfinite(raw)).sum())
+        if raw.shape != (len(group),) or bad:
             raise CutError(
                 f"cut: the criterion must give one finite score for each of the {len(group)} channels of "
-                f"{group.name}, got shape {tuple(raw.shape)}{', ' + what if what else ''}"
+                f"{group.name}, got shape {tuple(raw.shape)} with {bad} not finite"
             )
         found.append((raw / raw.abs().mean().clamp_min(1e-30)).numpy())
     return found
@@ -193,7 +194,7 @@ def prove(
     """
     generator = torch.Generator().manual_seed(seed)
     masked = _copy(model)
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in masked.parameters()):
+    if any(p.dtype in _HALF for p in masked.parameters()):
         masked.float()  # half precision could not tell a wrong index from rounding
     _randomise(masked, generator)
     smaller = resize(_copy(masked), slices(named_weights(masked), kept))
@@ -204,6 +205,7 @@ def prove(
                 gone[index] = False
                 tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
     args, kwargs = tree_map(lambda x: _random_like(x, generator), (args, dict(kwargs or {})))
+    again, again_named = copy.deepcopy((args, kwargs))  # a network may write into its input
     with torch.no_grad(), evaluating(masked), evaluating(smaller), quiet():
         try:
             whole = masked(*args, **kwargs)
@@ -211,7 +213,7 @@ def prove(
             what = f"{_brief(failure)}; make it take any numbers of the example's shape"
             raise CutError(f"cut: {type(model).__name__} fails on random inputs: {what}") from failure
         try:
-            less = smaller(*args, **kwargs)
+            less = smaller(*again, **again_named)
         except Exception as failure:  # the user's own code may fail in any way once sizes change
             return float("inf"), f"forward fails once it is cut: {_brief(failure)}"
     error = _relative_error(tree_leaves(whole), tree_leaves(less))
@@ -289,11 +291,11 @@ def _brief(error: Exception) -> str:
 
 
 def _random_like(x: Any, generator: torch.Generator) -> Any:
-    """Another float tensor of that shape, in single precision where it was half; all else as it is."""
+    """Random numbers in the shape of a float tensor, in single precision where it was half; else a copy."""
     if isinstance(x, Tensor) and x.is_floating_point():
-        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        dtype = torch.float32 if x.dtype in _HALF else x.dtype
         return torch.randn(x.shape, generator=generator).to(x.device, dtype)
-    return x
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _relative_error(expected: Sequence[Any], got: Sequence[Any]) -> float:

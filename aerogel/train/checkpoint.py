@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aerogel.errors import AerogelError
@@ -65,13 +66,14 @@ def load_checkpoint(folder: Path, state: State) -> list[str]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file; None when every byte is as written."""
+    """What is wrong with a checkpoint folder, naming the file; None when every file is as it was written."""
     try:
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict) or STATE not in manifest:
             return f"{path / MANIFEST} is corrupt"
-        for name in sorted(manifest.keys() ^ {file.name for file in path.iterdir()} - {MANIFEST}):
-            return f"{path / name} is {'missing' if name in manifest else 'not in the manifest'}"
+        files = {file.name for file in path.iterdir()} - {MANIFEST}
+        if odd := sorted(manifest.keys() ^ files):
+            return f"{path / odd[0]} is {'not in the manifest' if odd[0] in files else 'missing'}"
         for name, digest in manifest.items():
             if sha256(path / name) != digest:
                 return f"{path / name} is corrupt"
@@ -90,7 +92,7 @@ def _restore(path: Path, state: State) -> None:
     modules = {name: _tensors(module) for name, module in _modules(state).items()}
     saved = {name: read_tensors(path / name) for name in modules}
     for name, tensors in modules.items():
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in saved[name].items()}:
+        if _types(tensors) != _types(saved[name]):
             raise AerogelError(
                 f"resume: {path / name} is of another network than {type(state.model).__name__}; start a new run"
             )
@@ -116,6 +118,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, also those a state dict leaves out; tied ones once."""
     names = tensor_names(module)
     return {names[id(t)]: t.detach() for t in [*module.parameters(), *module.buffers()]}
+
+
+def _types(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _steps(folder: Path) -> list[Path]:

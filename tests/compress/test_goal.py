@@ -50,7 +50,10 @@ def test_what_a_user_types(text: str, metric: str, limit: float, absolute: bool)
         ("macs=half", r"'half' is not a number"),
         ("macs=nan", r"'nan' is not a number"),
         ("macs=1.2.3", r"'1.2.3' is not a number"),
-        ("macs=1.5", r"a fraction to keep must be in \(0, 1\], an absolute value .* \(macs=3K or macs=3M or .*got 1.5$"),
+        (
+            "macs=1.5",
+            r"a fraction to keep must be in \(0, 1\], an absolute value .* \(macs=3K or macs=3M or .*got 1.5$",
+        ),
         ("macs=150000000", r"an absolute value is positive and has a unit"),
         ("macs=0", r"must be in \(0, 1\]"),
         ("macs=-1", r"must be in \(0, 1\].*got -1$"),

@@ -42,7 +42,7 @@ def test_what_a_stage_found_is_on_disk_at_once(run: Run) -> None:
 
 
 def test_what_cannot_be_written_is_not_held_either(run: Run) -> None:
-    with pytest.raises(AerogelError, match="cannot write .*state.json"):
+    with pytest.raises(AerogelError, match=r"cannot write .*state\.json"):
         run["plan"] = {"seconds": float("nan")}
     assert "plan" not in run
     assert "plan" not in Run.open(run.path)
@@ -75,7 +75,7 @@ def test_a_run_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         Run.create(SETTINGS, tmp_path / "deep/run", {"data": float("inf")})
     assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(AerogelError, match="cannot write .*file/run: Not a directory"):
+    with pytest.raises(AerogelError, match=r"cannot write .*file/run: Not a directory"):
         Run.create(SETTINGS, tmp_path / "file/run", {})
 
 
@@ -83,7 +83,9 @@ def test_runs_without_a_name_get_the_time_the_model_and_the_goal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = SETTINGS.model_copy(update={"model": "/home/me/my net.py:build", "target": ["latency=2.5 ms", "macs=1K"]})
+    settings = SETTINGS.model_copy(
+        update={"model": "/home/me/my net.py:build", "target": ["latency=2.5 ms", "macs=1K"]}
+    )
     names = [Run.create(settings, None, {}).path for _ in range(3)]
     assert len(set(names)) == 3  # also within one second
     for path in names:
@@ -118,7 +120,9 @@ def test_other_data_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
     digits = load("digits")
     Run.create(SETTINGS, tmp_path / "same", {"data": digits.fingerprint()}).check_data(digits)
     other = Run.create(SETTINGS, tmp_path / "other", {"data": "0" * 64})
-    with pytest.raises(AerogelError, match="digits has changed since .*other began; bring the data back or start a new"):
+    with pytest.raises(
+        AerogelError, match=r"digits has changed since .*other began; bring the data back or start a new"
+    ):
         other.check_data(digits)
 
 

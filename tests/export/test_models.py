@@ -111,7 +111,7 @@ def test_a_net_without_those_arguments_takes_none(monkeypatch: pytest.MonkeyPatc
     [
         ("lenet6", r"model 'lenet6' is no net and no folder; did you mean .*lenet5.*your own is file.py:factory"),
         ("runs/none", r"model 'runs/none' is no net and no folder; "),
-        ("", r"model '' is no net and no folder; known: lenet5"),
+        ("", r"model '' is no net and no folder; known: alexnet, "),
         ("mobilnet_v2:width=0.5", r"model 'mobilnet_v2:width=0.5' is no net and no folder; did you mean mobilenet_v2"),
         ("x" * 5000, r"is no net and no folder"),
         ("lenet5:width=2", r"lenet5 has no argument 'width'"),

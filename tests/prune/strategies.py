@@ -229,6 +229,35 @@ def nets(draw: st.DrawFn) -> nn.Module:
     return net
 
 
+def everything() -> nn.Module:
+    """One network with every block, the same each time."""
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = [
+        Plain(nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 6, 3, padding=1, bias=False)),
+        Sum(6),
+        SqueezeExcite(6, 3, expand=False),
+        SqueezeExcite(6, 3, expand=True),
+        OneChannelGate(6),
+        Plain(nn.Conv2d(6, 12, 3, padding=1, groups=6), nn.Hardswish(), nn.MaxPool2d(2)),
+        Plain(nn.Conv2d(12, 12, 1)),
+        Shuffle(3),
+        Plain(nn.Conv2d(12, 12, 1)),
+        Halves(12),
+        Plain(nn.Conv2d(12, 12, 1)),
+        Scale(12),
+        Plain(nn.Conv2d(12, 6, 3, padding=1, groups=3), nn.AvgPool2d(3, stride=1, padding=1)),
+        Product(6),
+        Branches(6, 3, 2),
+        Twice(11),
+        WithImage(),
+        Plain(nn.Conv2d(14, 4, 1), nn.Sigmoid(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2)),
+    ]
+    head = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
+    net = Drawn(nn.Conv2d(3, 8, 3), blocks, head, nn.Linear(4, 2))
+    randomise(net)
+    return net
+
+
 # ---------------------------------------------------------------- the reference
 
 
@@ -286,7 +315,9 @@ def leaves(output: Any) -> list[Tensor]:
     return list(output.values()) if isinstance(output, dict) else [output]
 
 
-def compare(whole: nn.Module, cut: nn.Module, kept: Kept, shape: tuple[int, ...], keep: float, seeds: int) -> list[bool]:
+def compare(
+    whole: nn.Module, cut: nn.Module, kept: Kept, shape: tuple[int, ...], keep: float, seeds: int
+) -> list[bool]:
     """Asserts that cut and masked network agree, on random weights, norm statistics and inputs of each seed.
 
     Returns for each output whether it depended on the input with some seed: constants would show nothing.

@@ -1,4 +1,4 @@
-"""Random networks of every op that can be cut: cut == masked, and the plan's numbers are the truth."""
+"""Coupling by hand, and random networks of every op: cut == masked, and the plan's numbers are the truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from strategies import BATCH, SIDE, assert_sliced, compare, first_names, leaves, nets
+from strategies import BATCH, SIDE, assert_sliced, compare, everything, first_names, leaves, nets
 from torch import nn
 
 from aerogel.cost import count
@@ -19,6 +19,82 @@ from aerogel.prune import Cut, cut
 from aerogel.prune.coupling import Coupling, couple
 
 SHAPE = (BATCH, 3, SIDE, SIDE)
+IMAGE = torch.zeros(SHAPE)
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_a_group_knows_what_each_of_its_channels_takes() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2))
+    coupling = couple(capture(net, (IMAGE,)))
+    (group,) = coupling.groups
+    assert (group.name, len(group)) == ("0", 4)
+    assert {(m.target, m.dim): m.index.tolist() for m in group.members} == {
+        **{(f"0.{name}", 0): [[0], [1], [2], [3]] for name in ("weight", "bias")},
+        **{(f"1.{name}", 0): [[0], [1], [2], [3]] for name in ("weight", "bias", "running_mean", "running_var")},
+        ("4.weight", 1): [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]],
+    }
+    assert coupling.frozen == {
+        "0.weight dim 1": "tied to the network's input or to a constant",
+        "4.weight dim 0": "network output",
+        "4.bias dim 0": "network output",
+    }
+
+
+def test_what_is_kept_and_what_the_graph_becomes() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2))
+    coupling = couple(capture(net, (IMAGE,)))
+    removed = np.zeros(coupling.count, bool)
+    assert coupling.kept(removed) == {}
+    assert coupling.resized(removed) == coupling.graph
+    removed[coupling.groups[0].units[[0, 2]]] = True
+    kept = coupling.kept(removed)
+    assert sorted(kept) == ["0.bias", "0.weight", "3.weight"]
+    first = kept["0.weight"]
+    assert first[0] is not None
+    assert first[0].tolist() == [1, 3]
+    assert first[1:] == (None, None, None)
+    whole, columns = kept["3.weight"]
+    assert whole is None
+    assert columns is not None
+    assert columns.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    resized = coupling.resized(removed)
+    assert [resized.values[op.outputs[0]].shape for op in resized.ops] == [
+        *((2, 2, 8, 8), (2, 2, 2, 2), (2, 8), (2, 2))
+    ]
+    assert resized.values[resized.ops[0].inputs[1]].shape == (2, 3, 1, 1)
+
+
+class Shuffled(nn.Module):
+    """a (6 channels) and b (2) side by side, shuffled in two groups: a's last two channels go with b's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        n, c, h, w = x.shape
+        return self.c(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
+
+
+def test_a_layer_may_have_channels_in_several_groups() -> None:
+    coupling = couple(capture(Shuffled(), (IMAGE,)))
+    rows = {g.name: {m.target: m.index.tolist() for m in g.members if "weight" in m.target} for g in coupling.groups}
+    assert rows == {
+        "a": {"a.weight": [[0, 4], [1, 5]], "c.weight": [[0, 1], [2, 3]]},
+        "a#2": {"a.weight": [[2], [3]], "b.weight": [[0], [1]], "c.weight": [[4, 5], [6, 7]]},
+    }
+
+
+def test_one_of_them_can_be_protected_alone() -> None:
+    made = cut(Shuffled(), (IMAGE,), target={"channels": 0.5}, protect=["b"])
+    assert made.frozen["a#2"] == "protected by 'b'"
+    assert (made.model.a.out_channels, made.model.b.out_channels) == (4, 2)
+
+
+# ---------------------------------------------------------------- random networks
 
 
 def removed_by(coupling: Coupling, made: Cut) -> np.ndarray:
@@ -35,15 +111,14 @@ def removed_by(coupling: Coupling, made: Cut) -> np.ndarray:
 
 def random_cut(net: nn.Module, share: float) -> Cut | None:
     """A cut that leaves `share` of the channels, or what can be left; None where nothing can go."""
-    x = torch.zeros(SHAPE)
-    coupling = couple(capture(net, (x,)))
+    coupling = couple(capture(net, (IMAGE,)))
     total = sum(len(group) for group in coupling.groups)
     if not total:
         with pytest.raises(CutError, match="nothing can be cut: every channel is frozen"):
-            cut(net, (x,), target={"channels": share}, criterion="random")
+            cut(net, (IMAGE,), target={"channels": share}, criterion="random")
         return None
     least = len(coupling.groups) / total
-    made = cut(net, (x,), target={"channels": max(share, least)}, criterion="random")
+    made = cut(net, (IMAGE,), target={"channels": max(share, least)}, criterion="random")
     assert not any("differ" in why or "fails" in why for why in made.frozen.values()), made.frozen
 
     removed = removed_by(coupling, made)
@@ -68,7 +143,7 @@ def check(net: nn.Module, share: float) -> None:
     assert made.after.macs <= made.before.macs
     assert made.after.params <= made.before.params
     assert first_names(made.model) == first_names(net), "tied weights stay tied"
-    assert made.after == count(capture(made.model, (torch.zeros(SHAPE),)))
+    assert made.after == count(capture(made.model, (IMAGE,)))
     trains_a_step(made.model)
 
 
@@ -81,6 +156,11 @@ def trains_a_step(net: nn.Module) -> None:
     assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
     optimizer.step()
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_network_of_every_block_is_cut_exactly(share: float) -> None:
+    check(everything(), share)
 
 
 shares = st.floats(0.1, 0.9)

@@ -46,8 +46,9 @@ def composed(first: Kept, then: Kept, ranks: dict[str, int]) -> Kept:
     return both
 
 
-def cut_is_exact(name: str, keep: float, steps: int, seed: int = 0, **arguments: Any) -> None:
-    torch.manual_seed(seed)
+def cut_is_exact(name: str, keep: float, steps: int, **arguments: Any) -> None:
+    """A random cut to that share of the channels, in so many steps; on random weights, norms, inputs, three times."""
+    torch.manual_seed(0)
     net = nets.build(name, **(NETS[name] | arguments))
     randomise(net, keep)
     x, small, kept = torch.zeros(shape_of(net)), net, {}
@@ -74,12 +75,11 @@ def test_a_narrow_net_is_cut_exactly(name: str, keep: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.1])
 @pytest.mark.parametrize("name", NETS)
-def test_every_net_is_cut_exactly(name: str, keep: float, steps: int, seed: int) -> None:
-    cut_is_exact(name, keep, steps, seed)
+def test_every_net_is_cut_exactly(name: str, keep: float, steps: int) -> None:
+    cut_is_exact(name, keep, steps)
 
 
 # ---------------------------------------------------------------- what stays whole, and why
@@ -219,14 +219,14 @@ def test_an_output_that_is_not_finite() -> None:
 
 def test_a_network_that_takes_no_random_numbers() -> None:
     net = Around(lambda net, x: x + torch.linalg.cholesky(x))
-    with pytest.raises(CutError, match="Around fails on random inputs: .*make it take any numbers"):
+    with pytest.raises(CutError, match=r"Around fails on random inputs: .*make it take any numbers"):
         cut(net, (IMAGE,), target={"channels": 0.5})
 
 
 def test_a_network_that_cannot_be_copied() -> None:
     net = Around(lambda net, x: x)
     net.cache = net.conv1.weight * 2
-    with pytest.raises(CutError, match="Around cannot be copied .*; remove what deepcopy refuses"):
+    with pytest.raises(CutError, match=r"Around cannot be copied .*; remove what deepcopy refuses"):
         cut(net, (IMAGE,), target={"channels": 0.5})
 
 
@@ -343,6 +343,15 @@ def test_half_precision_is_proven_in_single() -> None:
     assert made.max_error < TOLERANCE
     assert made.model.conv1.weight.dtype == torch.bfloat16
     assert widths(made.model)["conv1"] < 8
+
+
+def test_a_network_may_write_into_its_input() -> None:
+    net = nn.Sequential(nn.Hardswish(inplace=True), Around(lambda net, x: x))
+    x = torch.ones_like(IMAGE) - 1.5
+    made = cut(net, (x,), target={"channels": 0.5})
+    assert made.max_error < TOLERANCE
+    assert made.model[1].conv1.out_channels < 8
+    assert (x == -0.5).all(), "the example is the caller's"
 
 
 def test_tied_weights_stay_tied_and_are_cut_once() -> None:

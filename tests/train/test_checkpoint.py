@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import resource
@@ -23,7 +22,7 @@ from aerogel.errors import AerogelError
 from aerogel.train import HardLabels, Objective, Recipe, State, load_checkpoint, save_checkpoint, start, steps
 from aerogel.train.checkpoint import damage
 
-TOTAL = 10  # 2.5 epochs of 4 batches
+TOTAL = 6  # 1.5 epochs of 4 batches
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,16 +44,9 @@ def toy(n: int = 42) -> Dataset:
 DATA = toy()
 
 
-def convolutions() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3),
-        nn.Dropout(0.5),
-        nn.Flatten(),
-        nn.Linear(16, 3),
-    )
+def convolutions(first: int = 4, last: int = 4) -> nn.Module:
+    convs = (nn.Conv2d(1, first, 3), nn.BatchNorm2d(first), nn.ReLU(), nn.Conv2d(first, last, 3))
+    return nn.Sequential(*convs, nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * last, 3))
 
 
 class View(nn.Module):
@@ -115,7 +107,7 @@ def begin(kind: str = "sgd", noise: int = 0, **changes: Any) -> State:
     """The state at step 0; `noise` changes the initial weights, which loading must replace."""
     net, objective, recipe = RUNS[kind]
     torch.manual_seed(noise)
-    state = start(net(), objective(), DATA, Recipe(**({"epochs": 2.5, "batch_size": 8} | recipe | changes)))
+    state = start(net(), objective(), DATA, Recipe(**({"epochs": 1.5, "batch_size": 8} | recipe | changes)))
     assert state.channels_last == (net is convolutions)
     return state
 
@@ -241,40 +233,22 @@ def test_checkpoints_of_another_run_are_neither_read_nor_removed(tmp_path: Path)
 
 def test_another_data_set_is_refused(tmp_path: Path) -> None:
     train(begin(), tmp_path, [2])
-    more = start(convolutions(), HardLabels(), toy(60), Recipe(epochs=2.5, batch_size=8))
+    more = start(convolutions(), HardLabels(), toy(60), Recipe(epochs=1.5, batch_size=8))
     with pytest.raises(AerogelError, match=r"another recipe or data set \(steps_per_epoch 4, now 6\); start a new run"):
         load_checkpoint(tmp_path, more)
 
 
-@pytest.mark.parametrize(
-    "net",
-    [
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)),
-        lambda: nn.Sequential(  # the names of `convolutions`, wider
-            nn.Conv2d(1, 5, 3),
-            nn.BatchNorm2d(5),
-            nn.ReLU(),
-            nn.Conv2d(5, 4, 3),
-            nn.Flatten(),
-            nn.Flatten(),
-            nn.Linear(16, 3),
-        ),
-        lambda: nn.Sequential(  # one number for four would be spread over them
-            nn.Conv2d(1, 4, 3),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 1, 3),
-            nn.Flatten(),
-            nn.Flatten(),
-            nn.Linear(4, 3),
-        ),
-    ],
-)
+OTHERS = (lambda: convolutions(5), lambda: convolutions(last=1), lambda: convolutions().double(), Tied)
+
+
+@pytest.mark.parametrize("net", OTHERS)
 def test_another_network_is_refused_and_not_changed(net: Callable[[], nn.Module], tmp_path: Path) -> None:
     train(begin(), tmp_path, [2])
-    state = start(net(), HardLabels(), DATA, begin().recipe)
+    state = start(net(), lambda *_: {}, DATA, begin().recipe)
     before = everything(state)
-    with pytest.raises(AerogelError, match=r"model.safetensors is of another network than Sequential; start a new run"):
+    with pytest.raises(
+        AerogelError, match=r"model.safetensors is of another network than [A-Z][a-z]+; start a new run"
+    ):
         load_checkpoint(tmp_path, state)
     assert_same(everything(state), before)
     assert state.step == 0
@@ -423,11 +397,3 @@ def test_a_full_disk_at_any_file_leaves_nothing_half_done(
     monkeypatch.undo()
     assert names(tmp_path) == ["step_0000003"]
     assert load_checkpoint(tmp_path, begin(KIND)) == []
-
-
-def test_state_json_is_plain(two: Path) -> None:
-    held = json.loads((two / "step_0000006" / "state.json").read_text())
-    assert held["step"] == 6
-    assert held["run"] == Recipe(**({"epochs": 2.5, "batch_size": 8} | RUNS[KIND][2])).model_dump(mode="json") | {
-        "steps_per_epoch": 4
-    }

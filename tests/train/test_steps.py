@@ -364,14 +364,8 @@ def test_a_network_that_flattens_with_view_trains_too(autocast: str) -> None:
 
 
 def test_three_dimensional_convolutions_train_too() -> None:
-    net = nn.Sequential(
-        nn.Unflatten(1, (1, 1)),
-        nn.Conv3d(1, 2, (1, 3, 3)),
-        nn.Flatten(1, 2),
-        nn.Conv2d(2, 2, 3),
-        nn.Flatten(),
-        nn.Linear(8, 3),
-    )
+    deep = (nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 3, 3)), nn.Flatten(1, 2))
+    net = nn.Sequential(*deep, nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 3))
     data = toy()
     assert len(run(start(net, HardLabels(), data, recipe()), data)) == TOTAL
 

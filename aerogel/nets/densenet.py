@@ -1,0 +1,112 @@
+"""DenseNet. Huang, Liu, van der Maaten, Weinberger 2016, "Densely connected convolutional networks",
+arXiv:1608.06993, Table 1 and section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from aerogel.nets.blocks import (
+    IMAGENET_FROM,
+    Net,
+    Norm,
+    batch_norm_of,
+    check,
+    conv_unit,
+    initialise,
+    named,
+    pooled_linear,
+    preact_unit,
+)
+
+
+class Design(NamedTuple):
+    """The layers of each dense block, the growth rate k, whether layers are bottlenecks (B), the compression (C)."""
+
+    blocks: tuple[int, ...]
+    k: int
+    bottleneck: bool
+    compression: float
+
+
+DENSENET_40 = Design((12, 12, 12), k=12, bottleneck=False, compression=1.0)  # depth 3 * 12 + 4
+DENSENET_121 = Design((6, 12, 24, 16), k=32, bottleneck=True, compression=0.5)  # Table 1
+CIFAR_STEM = 16
+BOTTLENECK = 4  # the 1x1 convolution of a bottleneck layer makes this many times k channels
+
+
+class DenseLayer(nn.Module):
+    """x and, behind it, the new channels body(x)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, c, h, w) -> (n, c + k, h, w)."""
+        return torch.cat([x, self.body(x)], 1)
+
+
+def dense_layer(channels: int, k: int, bottleneck: bool, dropout: float, norm: Norm) -> DenseLayer:
+    """(n, channels, h, w) -> (n, channels + k, h, w); dropout, if any, follows each convolution."""
+    body = nn.Sequential()
+    for number, (out, kernel) in enumerate([(BOTTLENECK * k, 1), (k, 3)] if bottleneck else [(k, 3)], start=1):
+        unit = preact_unit(channels, out, kernel, norm=norm)
+        if dropout:
+            unit.add_module("dropout", nn.Dropout(dropout))
+        body.add_module(f"conv{number}", unit)
+        channels = out
+    return DenseLayer(body)
+
+
+def _densenet(name: str, design: Design, classes: int, size: int) -> Callable[..., Net]:
+    """The constructor of one design; classes and size are its default num_classes and input_size."""
+
+    def construct(
+        *,
+        num_classes: int = classes,
+        in_channels: int = 3,
+        input_size: int = size,
+        growth: int = design.k,
+        dropout: float = 0.0,
+        bn_eps: float = 1e-5,
+        bn_momentum: float = 0.1,
+    ) -> Net:
+        check(name, num_classes=num_classes, in_channels=in_channels, growth=growth, dropout=dropout)
+        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+        norm = batch_norm_of(bn_eps, bn_momentum)
+        channels = 2 * growth if design.bottleneck else CIFAR_STEM
+        if design is DENSENET_121 and input_size >= IMAGENET_FROM:
+            stem = conv_unit(in_channels, channels, 7, stride=2, norm=norm)
+            stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
+        else:
+            stem = named(conv=nn.Conv2d(in_channels, channels, 3, padding=1, bias=False))
+        features = named(stem=stem)
+        for number, layers in enumerate(design.blocks, start=1):
+            stage = nn.Sequential()
+            for index in range(1, layers + 1):
+                stage.add_module(f"layer{index}", dense_layer(channels, growth, design.bottleneck, dropout, norm))
+                channels += growth
+            features.add_module(f"stage{number}", stage)
+            if number < len(design.blocks):
+                out = int(channels * design.compression)
+                transition = preact_unit(channels, out, 1, norm=norm)
+                transition.add_module("pool", nn.AvgPool2d(2))
+                features.add_module(f"transition{number}", transition)
+                channels = out
+        features.add_module("last", named(bn=norm(channels), act=nn.ReLU()))
+        net = Net(features, pooled_linear(channels, num_classes))
+        initialise(net)
+        return net
+
+    construct.__name__ = construct.__qualname__ = name
+    construct.__doc__ = f"{name}: the paper's net of that depth; input_size from 8; see aerogel/nets/densenet.py."
+    return construct
+
+
+densenet40 = _densenet("densenet40", DENSENET_40, 10, 32)
+densenet121 = _densenet("densenet121", DENSENET_121, 1000, 224)

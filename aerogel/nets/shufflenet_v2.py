@@ -1,0 +1,147 @@
+"""ShuffleNetV2. Ma, Zhang, Zheng, Sun 2018, "ShuffleNet V2: Practical guidelines for efficient CNN architecture
+design", arXiv:1807.11164, Table 5 and appendix.
+
+HEADER
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from aerogel.nets.blocks import (
+    IMAGENET_FROM,
+    Net,
+    Norm,
+    Residual,
+    SqueezeExcite,
+    batch_norm_of,
+    check,
+    conv_unit,
+    initialise,
+    named,
+    nearest_multiple,
+    pooled_linear,
+)
+from aerogel.nets.shufflenet_v1 import channel_shuffle
+
+
+class Layout(NamedTuple):
+    """Stem: output channels of its convolutions. stage2: width -> channels. Units and first stride by stage."""
+
+    stem: tuple[int, ...]
+    stage2: dict[float, int]
+    units: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+LAYOUTS = {
+    "mobile": Layout((24,), {0.5: 48, 1: 116, 1.5: 176, 2: 244}, (4, 8, 4), (2, 2, 2)),
+    "50": Layout((64,), {1: 244}, (3, 4, 6, 3), (1, 2, 2, 2)),
+    "164": Layout((64, 64, 128), {1: 340}, (10, 10, 23, 10), (1, 2, 2, 2)),
+}
+LAST, WIDE_LAST, WIDE_FROM = 1024, 2048, 244  # channels of the last 1x1; the wide one from that stage 2 on
+REDUCTION = 16  # of squeeze-and-excite
+
+
+class Unit(nn.Module):
+    """shuffle(concatenate(kept, body(taken))): kept and taken are the two halves of x, in a unit without shortcut;
+    with one, kept is shortcut(x), taken all of x.
+
+    `merged` computes the same numbers by `interleave`; it may be switched at any time.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, *, merged: bool = True) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.body = body
+        self.merged = merged
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, c, h, w) -> (n, 2 * channels of the body, h', w')."""
+        if self.shortcut is None:
+            kept, taken = x.chunk(2, dim=1)
+        else:
+            kept, taken = self.shortcut(x), x
+        made = self.body(taken)
+        return interleave(kept, made) if self.merged else channel_shuffle(torch.cat((kept, made), dim=1), 2)
+
+
+def interleave(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a0, b0, a1, b1, ...: channel_shuffle(concatenated, 2) in one copy. (n, c, h, w) twice -> (n, 2c, h, w)."""
+    return torch.cat((a.unsqueeze(2), b.unsqueeze(2)), dim=2).flatten(1, 2)
+
+
+def shufflenet_v2(
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    input_size: int = 224,
+    width: float = 1.0,
+    se: bool = False,
+    residual: bool = False,
+    layout: str | int = "mobile",
+    merged: bool = True,
+    bn_eps: float = 1e-5,
+    bn_momentum: float = 0.1,
+) -> Net:
+    """ShuffleNetV2; layout mobile, or 50 or 164 of the paper's appendix; input_size from 8."""
+    name = "shufflenet_v2"
+    check(name, num_classes=num_classes, in_channels=in_channels, width=width, se=se, residual=residual)
+    check(name, smallest=8, input_size=input_size, layout=layout, merged=merged)
+    check(name, bn_eps=bn_eps, bn_momentum=bn_momentum)
+    norm = batch_norm_of(bn_eps, bn_momentum)
+    table = LAYOUTS[str(layout)]
+    features = named(stem=_stem(in_channels, table.stem, norm, small=input_size < IMAGENET_FROM))
+    channels, out = table.stem[-1], _stage2(table.stage2, width)
+    last = WIDE_LAST if out >= WIDE_FROM else LAST
+    for number, (units, stride) in enumerate(zip(table.units, table.strides, strict=True), start=2):
+        half = out // 2
+        shortcut = named(
+            depthwise=conv_unit(channels, channels, 3, stride=stride, groups=channels, norm=norm, act=None),
+            project=conv_unit(channels, half, 1, norm=norm),
+        )
+        body = _body(channels, half, stride=stride, se=se, residual=False, norm=norm)
+        stage = named(block1=Unit(body, shortcut, merged=merged))
+        for index in range(2, units + 1):
+            body = _body(half, half, stride=1, se=se, residual=residual, norm=norm)
+            stage.add_module(f"block{index}", Unit(body, merged=merged))
+        features.add_module(f"stage{number}", stage)
+        channels, out = out, 2 * out
+    features.add_module("last", conv_unit(channels, last, 1, norm=norm))
+    net = Net(features, pooled_linear(last, num_classes))
+    initialise(net)
+    return net
+
+
+def _stage2(table: dict[float, int], width: float) -> int:
+    """The channels at a published width; at another one their share of the next above (of the widest, beyond it)."""
+    published = min((known for known in table if known >= width), default=max(table))
+    return nearest_multiple(table[published] * width / published, 4)
+
+
+def _stem(in_channels: int, table: tuple[int, ...], norm: Norm, *, small: bool) -> nn.Sequential:
+    """3x3 convolutions, the first with stride 2, and max pooling; for small images stride 1 and no pooling."""
+    stem = nn.Sequential()
+    channels = in_channels
+    for number, out in enumerate(table, start=1):
+        stride = 2 if number == 1 and not small else 1
+        stem.add_module(f"conv{number}", conv_unit(channels, out, 3, stride=stride, norm=norm))
+        channels = out
+    if not small:
+        stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
+    return stem
+
+
+def _body(in_channels: int, half: int, *, stride: int, se: bool, residual: bool, norm: Norm) -> nn.Module:
+    """The side of a unit that computes: (n, in, h, w) -> (n, half, h / stride, w / stride)."""
+    body = named(
+        reduce=conv_unit(in_channels, half, 1, norm=norm),
+        depthwise=conv_unit(half, half, 3, stride=stride, groups=half, norm=norm, act=None),
+        expand=conv_unit(half, half, 1, norm=norm, act=None if residual else nn.ReLU),
+    )
+    if se:
+        body.add_module("se", SqueezeExcite(half, max(1, half // REDUCTION), nn.Sigmoid))
+    return Residual(body, act=nn.ReLU()) if residual else body

@@ -1,0 +1,267 @@
+"""Public checkpoints: torchvision's and timm's names for the weights of our nets, and what else a checkpoint needs.
+
+`load_weights(net, state_dict, source="torchvision")` renames every key, checks that each fits, sets the batch-norm
+constants that the checkpoint was trained with, and notes its preprocessing in `net.preprocessing`. A key that is
+missing, left over or of another shape is refused by name. Nothing is downloaded: the state dict is the caller's.
+
+Facts of the layouts: torchvision 0.29 (mobilenet_v2, mobilenet_v3_*, shufflenet_v2_*, mnasnet*), timm 1.0
+(mobilenetv1_*, mobilenetv2_*, mobilenetv3_*_100, mnasnet_*, semnasnet_*). timm's `tf_*` checkpoints need TensorFlow's
+SAME padding, which these nets do not have, and its mnasnet_small adds a residual that Google's code does not: they
+would load and answer wrongly, so there is no layout for them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from aerogel.errors import AerogelError, nearest
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of pixels scaled to [0, 1], RGB
+
+_BLOCK = re.compile(r"features\.stage(\d+)\.block(\d+)\.(.+)")
+_UNITS = ("expand", "depthwise", "se", "project")  # of an inverted residual, in order
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one library names one net: our key -> its key; the batch-norm constants of its checkpoints."""
+
+    rename: Callable[[list[str]], dict[str, str]]
+    bn_eps: float = 1e-5
+    bn_momentum: float = 0.1
+
+
+def load_weights(net: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Puts a library's checkpoint into our net of the same kind, in place.
+
+    source: "torchvision" or "timm". Raises AerogelError for a net or source without a layout, and naming the first
+    key that is missing, left over or of another shape.
+    """
+    name = getattr(net, "spec", {}).get("net", type(net).__name__)
+    sources = LAYOUTS.get(name, {})
+    if source not in sources:
+        known = ", ".join(sorted(sources)) or f"none for this net; nets with layouts: {', '.join(sorted(LAYOUTS))}"
+        raise AerogelError(f"load_weights: {name} has no layout for source {source!r}; known: {known}")
+    layout, own = sources[source], net.state_dict()
+    theirs = layout.rename(list(own))
+    renamed: dict[str, Tensor] = {}
+    for ours, key in theirs.items():
+        if key not in state_dict:
+            near = nearest(key, state_dict.keys()) if state_dict else "it is empty"
+            raise AerogelError(f"load_weights: the state dict lacks {key!r} ({source}'s name of {ours}); {near}")
+        tensor = state_dict[key]
+        if tensor.ndim == 4 and own[ours].ndim == 2 and tensor.shape[2:] == (1, 1):
+            tensor = tensor.flatten(1)  # a 1x1 convolution after the pool is a linear layer
+        if tensor.shape != own[ours].shape:
+            raise AerogelError(
+                f"load_weights: {key!r} has shape {tuple(tensor.shape)}, {name}'s {ours} needs "
+                f"{tuple(own[ours].shape)}; build the net with the checkpoint's width and num_classes"
+            )
+        renamed[ours] = tensor
+    left = sorted(set(state_dict) - set(theirs.values()))
+    if left:
+        raise AerogelError(f"load_weights: {left[0]!r} has no place in {name}; is it another net's checkpoint?")
+    net.load_state_dict(renamed)
+    _set_norms(net, layout)
+    net.preprocessing = dict(IMAGENET)  # type: ignore[assignment]
+    return net
+
+
+def _set_norms(net: nn.Module, layout: Layout) -> None:
+    """The constants of the checkpoint, on every batch norm and in the spec, so that a saved net keeps them."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = layout.bn_eps, layout.bn_momentum
+    spec = net.spec
+    assert isinstance(spec, dict)
+    spec["args"] |= {"bn_eps": layout.bn_eps, "bn_momentum": layout.bn_momentum}
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def _torchvision_inverted(inside: str, head: dict[str, str]) -> Callable[[list[str]], dict[str, str]]:
+    """Blocks numbered through all stages: features.N.conv.J or features.N.block.J, units counted from 0.
+
+    In V2 (inside = "conv") the projection is not a unit of its own: conv.J and conv.J+1.
+    """
+
+    def rename(keys: list[str]) -> dict[str, str]:
+        number = {
+            block: i for i, block in enumerate(dict.fromkeys(m.group(1, 2) for m in map(_parse, keys) if m), start=1)
+        }
+        units = _units(keys)
+        fixed = {"features.stem": "features.0", "features.last": f"features.{len(number) + 1}"}
+        names = {}
+        for key in keys:
+            match = _parse(key)
+            if match is None:
+                names[key] = _with_prefix(key, fixed, head)
+                continue
+            unit, _, rest = match[3].removeprefix("body.").partition(".")
+            place = units[match.group(1, 2)].index(unit)
+            path = f"features.{number[match.group(1, 2)]}.{inside}"
+            if unit == "se":
+                rest = rest.replace("reduce", "fc1").replace("expand", "fc2")
+                names[key] = f"{path}.{place}.{rest}"
+            elif unit == "project" and inside == "conv":
+                part, _, leaf = rest.partition(".")
+                names[key] = f"{path}.{place + (part == 'bn')}.{leaf}"
+            else:
+                names[key] = f"{path}.{place}.{_numbered(rest)}"
+        return names
+
+    return rename
+
+
+def _torchvision_mnasnet(keys: list[str]) -> dict[str, str]:
+    """layers.N: the stem and the first block lie flat, later stages hold their blocks, a block its layers."""
+    names = {}
+    flat = {"depthwise.conv": 3, "depthwise.bn": 4, "project.conv": 6, "project.bn": 7}
+    deep = {
+        "expand.conv": 0,
+        "expand.bn": 1,
+        "depthwise.conv": 3,
+        "depthwise.bn": 4,
+        "project.conv": 6,
+        "project.bn": 7,
+    }
+    fixed = {"features.stem.conv": "layers.0", "features.stem.bn": "layers.1",
+             "features.last.conv": "layers.14", "features.last.bn": "layers.15"}  # fmt: skip
+    for key in keys:
+        match = _parse(key)
+        if match is None:
+            names[key] = _with_prefix(key, fixed, {"classifier.fc": "classifier.1"}, numbered=False)
+            continue
+        layer, _, leaf = match[3].removeprefix("body.").rpartition(".")
+        stage, block = int(match[1]), int(match[2])
+        if stage == 1:
+            names[key] = f"layers.{flat[layer]}.{leaf}"
+        else:
+            names[key] = f"layers.{stage + 6}.{block - 1}.layers.{deep[layer]}.{leaf}"
+    return names
+
+
+def _torchvision_shufflenet_v2(keys: list[str]) -> dict[str, str]:
+    """stageS.B.branch1 (the shortcut) and branch2 (the body), layers counted with their activations."""
+    layers = {
+        "shortcut": {"depthwise.conv": 0, "depthwise.bn": 1, "project.conv": 2, "project.bn": 3},
+        "body": {
+            "reduce.conv": 0,
+            "reduce.bn": 1,
+            "depthwise.conv": 3,
+            "depthwise.bn": 4,
+            "expand.conv": 5,
+            "expand.bn": 6,
+        },
+    }
+    fixed = {"features.stem.conv1": "conv1", "features.last": "conv5"}
+    names = {}
+    for key in keys:
+        match = _parse(key)
+        if match is None:
+            names[key] = _with_prefix(key, fixed, {"classifier.fc": "fc"})
+            continue
+        branch, _, rest = match[3].partition(".")
+        layer, _, leaf = rest.rpartition(".")
+        number = {"shortcut": 1, "body": 2}[branch]
+        names[key] = f"stage{match[1]}.{int(match[2]) - 1}.branch{number}.{layers[branch][layer]}.{leaf}"
+    return names
+
+
+# ---------------------------------------------------------------- timm
+
+
+def _timm(head: dict[str, str]) -> Callable[[list[str]], dict[str, str]]:
+    """blocks.S.B with conv_pw/conv_dw/conv_pwl and bn1..bn3; without an expansion conv_dw/conv_pw and bn1, bn2."""
+
+    def rename(keys: list[str]) -> dict[str, str]:
+        units = _units(keys)
+        fixed = {"features.stem.conv": "conv_stem", "features.stem.bn": "bn1"}
+        names = {}
+        for key in keys:
+            match = _parse(key)
+            if match is None:
+                names[key] = _with_prefix(key, fixed, head, numbered=False)
+                continue
+            path = f"blocks.{int(match[1]) - 1}.{int(match[2]) - 1}"
+            unit, _, rest = match[3].removeprefix("body.").partition(".")
+            if unit == "se":
+                names[key] = f"{path}.se.conv_{rest}"
+                continue
+            convolutions = [u for u in units[match.group(1, 2)] if u != "se"]
+            part, _, leaf = rest.partition(".")
+            if part == "bn":
+                names[key] = f"{path}.bn{convolutions.index(unit) + 1}.{leaf}"
+            else:
+                narrow = "conv_pwl" if "expand" in convolutions else "conv_pw"
+                name = {"expand": "conv_pw", "depthwise": "conv_dw", "project": narrow, "pointwise": "conv_pw"}[unit]
+                names[key] = f"{path}.{name}.{leaf}"
+        return names
+
+    return rename
+
+
+# ---------------------------------------------------------------- shared
+
+
+def _parse(key: str) -> re.Match[str] | None:
+    return _BLOCK.fullmatch(key)
+
+
+def _units(keys: list[str]) -> dict[tuple[str, ...], list[str]]:
+    """{(stage, block): its units in order}."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for match in filter(None, map(_parse, keys)):
+        unit = match[3].removeprefix("body.").partition(".")[0]
+        held = found.setdefault(match.group(1, 2), [])
+        if unit not in held:
+            held.append(unit)
+    return found
+
+
+def _numbered(rest: str) -> str:
+    """conv.weight -> 0.weight, bn.bias -> 1.bias."""
+    part, _, leaf = rest.partition(".")
+    return f"{ {'conv': 0, 'bn': 1}[part] }.{leaf}"
+
+
+def _with_prefix(key: str, fixed: dict[str, str], head: dict[str, str], numbered: bool = True) -> str:
+    """A key outside the blocks, under its library's name."""
+    for ours, theirs in head.items():
+        if key.startswith(f"{ours}."):
+            return key.replace(ours, theirs, 1)
+    ours, theirs = next((o, t) for o, t in fixed.items() if key.startswith(f"{o}."))
+    rest = key.removeprefix(f"{ours}.")
+    return f"{theirs}.{_numbered(rest) if numbered else rest}"
+
+
+_FC = {"classifier.fc": "classifier"}
+_TIMM_HEAD = {"features.last.conv": "conv_head", "features.last.bn": "bn2", **_FC}
+_V3 = Layout(
+    _torchvision_inverted("block", {"classifier.last": "classifier.0", "classifier.fc": "classifier.3"}), 1e-3, 0.01
+)
+
+
+def _timm_v3(stage: int) -> Layout:
+    """timm holds the last convolution as a stage of its own, and the layer after the pool as a convolution."""
+    last = {"features.last.conv": f"blocks.{stage}.0.conv", "features.last.bn": f"blocks.{stage}.0.bn1"}
+    return Layout(_timm(last | {"classifier.last": "conv_head"} | _FC))
+
+
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "mobilenet_v1": {"timm": Layout(_timm(_FC))},
+    "mobilenet_v2": {
+        "torchvision": Layout(_torchvision_inverted("conv", {"classifier.fc": "classifier.1"})),
+        "timm": Layout(_timm(_TIMM_HEAD)),
+    },
+    "mobilenet_v3_large": {"torchvision": _V3, "timm": _timm_v3(6)},
+    "mobilenet_v3_small": {"torchvision": _V3, "timm": _timm_v3(5)},
+    "mnasnet_b1": {"torchvision": Layout(_torchvision_mnasnet, 1e-5, 3e-4), "timm": Layout(_timm(_TIMM_HEAD))},
+    "mnasnet_a1": {"timm": Layout(_timm(_TIMM_HEAD))},
+    "shufflenet_v2": {"torchvision": Layout(_torchvision_shufflenet_v2)},
+}

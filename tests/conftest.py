@@ -1,0 +1,41 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from aerogel import cli
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def aerogel() -> Callable[..., Outcome]:
+    """`aerogel("cost", "lenet5")`: the command in this process, on one thread; its exit code, stdout and stderr."""
+
+    def run(*words: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        argv, threads = ["aerogel", *map(str, words)], torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                cli.main()
+        except SystemExit as stop:
+            return Outcome(int(stop.code or 0), out.getvalue(), err.getvalue())
+        finally:
+            torch.set_num_threads(threads)
+        raise AssertionError("main returned without an exit code")
+
+    return run

@@ -1,0 +1,193 @@
+"""Access and peak bytes, by hand. x is (1, 3, 4, 4) in single precision, 192 bytes; 8 channels are 512."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aerogel.cost.memory import absorbed_ops, access_bytes, peak_bytes, views
+from aerogel.graph import Graph, capture
+
+X = torch.zeros(1, 3, 4, 4)
+WEIGHT = 8 * 3 * 4  # of a 1x1 convolution from 3 to 8 channels
+
+
+class Net(nn.Module):
+    """Whatever the test is about, with layers at hand: c (3 -> 8), d (8 -> 8), n (norm over 8)."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.c, self.d, self.n = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.p = nn.Parameter(torch.ones(8, 4, 4))
+        self.register_buffer("calls", torch.zeros(1))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def graph_of(function: Callable[[Any, Tensor], Any]) -> Graph:
+    return capture(Net(function), (X,))
+
+
+def total(graph: Graph) -> tuple[int, int]:
+    """Access bytes: folded, raw."""
+    return sum(access_bytes(graph)), sum(access_bytes(graph, folded=False))
+
+
+def peaks(graph: Graph) -> tuple[int, int]:
+    """Peak bytes: folded, raw."""
+    return peak_bytes(graph).bytes, peak_bytes(graph, folded=False).bytes
+
+
+# ---------------------------------------------------------------- access
+
+
+def test_access_of_a_convolution_with_a_bias() -> None:
+    graph = capture(nn.Conv2d(3, 8, 1), (X,))
+    assert total(graph) == (192 + WEIGHT + 32 + 512,) * 2
+
+
+def test_access_of_a_linear_layer() -> None:
+    graph = capture(nn.Linear(6, 4), (torch.zeros(2, 6),))
+    assert total(graph) == (48 + 96 + 16 + 32,) * 2
+
+
+def test_access_of_a_sum() -> None:
+    assert total(graph_of(lambda net, x: x + x.relu())) == (2 * 192 + 3 * 192,) * 2
+    assert total(graph_of(lambda net, x: x + x)) == (2 * 192,) * 2, "one tensor is read once"
+
+
+def test_access_in_half_precision_is_half() -> None:
+    whole, half = (capture(nn.Conv2d(3, 8, 1).to(d), (X.to(d),)) for d in (torch.float32, torch.float16))
+    assert total(whole)[0] == 2 * total(half)[0]
+
+
+def test_a_norm_and_an_activation_are_folded_into_the_layer_before() -> None:
+    graph = graph_of(lambda net, x: net.n(net.c(x)).relu())
+    assert access_bytes(graph) == [192 + WEIGHT + 32 + 512, 0, 0], "the norm gives its layer a bias"
+    assert access_bytes(graph, folded=False) == [192 + WEIGHT + 512, 512 + 4 * 32 + 512, 512 + 512]
+
+
+def test_a_layer_that_has_a_bias_gets_no_other() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    assert access_bytes(capture(net, (X,))) == [192 + WEIGHT + 32 + 512, 0]
+
+
+ABSORBED = {
+    "norm and activation": (lambda net, x: net.n(net.c(x)).relu(), {1: 0, 2: 0}),
+    "activation": (lambda net, x: F.hardswish(net.c(x)), {1: 0}),
+    "norm after the activation": (lambda net, x: net.n(net.c(x).relu()), {1: 0}),
+    "read twice": (lambda net, x: net.c(x) + net.c(x).relu(), {2: 1}),
+    "needed elsewhere": (lambda net, x: (lambda y: y + y.relu())(net.c(x)), {}),
+    "an output": (lambda net, x: (lambda y: (y, y.relu()))(net.c(x)), {}),
+    "after a sum": (lambda net, x: (net.c(x) + 1).relu(), {}),
+    "of the input": (lambda net, x: x.relu(), {}),
+}
+
+
+@pytest.mark.parametrize("case", ABSORBED)
+def test_what_a_runtime_computes_in_the_layer_before(case: str) -> None:
+    function, absorbed = ABSORBED[case]
+    assert absorbed_ops(graph_of(function)) == absorbed
+
+
+def test_views_cost_nothing() -> None:
+    graph = graph_of(lambda net, x: net.c(x).flatten(1).view(1, 8, 16).transpose(1, 2).unsqueeze(0).chunk(2, 2)[1])
+    assert access_bytes(graph)[1:] == [0] * 5
+    assert views(graph) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("copying", [lambda x: x.contiguous(), lambda x: x.reshape(1, 8, 4, 4), lambda x: x.flatten(1)])
+def test_a_shuffle_is_paid_where_it_copies(copying: Callable[[Tensor], Tensor]) -> None:
+    graph = graph_of(lambda net, x: copying(net.c(x).view(1, 2, 4, 4, 4).transpose(1, 2)))
+    assert access_bytes(graph)[1:] == [0, 0, 512 + 512]
+    assert peaks(graph) == (1024, 1024)
+
+
+def test_a_change_of_type_copies() -> None:
+    graph = graph_of(lambda net, x: x.to(torch.float64))
+    assert total(graph) == (192 + 384,) * 2
+    assert peaks(graph) == (576, 576)
+    assert total(graph_of(lambda net, x: x.to(torch.float32) + 1)) == (384, 384)
+
+
+def test_cat_and_padding_move_data() -> None:
+    assert total(graph_of(lambda net, x: torch.cat([x, x], 1))) == (192 + 384,) * 2
+    assert total(graph_of(lambda net, x: F.pad(x, (0, 4)))) == (192 + 384,) * 2
+
+
+# ---------------------------------------------------------------- peak
+
+
+def test_the_input_lives_until_its_last_use() -> None:
+    graph = graph_of(lambda net, x: net.d(net.c(x)))
+    assert peaks(graph) == (1024, 1024)
+    assert peak_bytes(graph).op == "d"
+    graph = graph_of(lambda net, x: net.d(net.c(x)).sum() + x)
+    assert peaks(graph) == (192 + 1024, 192 + 1024)
+
+
+def test_an_activation_takes_the_memory_of_its_layer_when_folded() -> None:
+    assert peaks(graph_of(lambda net, x: net.c(x).relu())) == (192 + 512, 1024)
+    assert peaks(graph_of(lambda net, x: net.n(net.c(x)).relu())) == (192 + 512, 1024)
+
+
+def test_an_op_in_place_takes_no_memory_in_either_view() -> None:
+    assert peaks(graph_of(lambda net, x: net.c(x).relu_())) == (704, 704)
+
+
+def test_a_residual_sum_takes_the_memory_of_the_operand_that_dies() -> None:
+    def block(net: Any, x: Tensor) -> Tensor:
+        x = net.c(x)
+        return x + net.d(x)
+
+    assert peaks(graph_of(block)) == (1024, 1536)
+
+
+def test_a_sum_whose_operands_are_needed_later_takes_memory_of_its_own() -> None:
+    def block(net: Any, x: Tensor) -> tuple[Tensor, ...]:
+        x = net.c(x)
+        y = net.d(x)
+        return x, y, x + y
+
+    assert peaks(graph_of(block)) == (1536, 1536)
+
+
+def test_the_callers_input_is_not_overwritten_not_even_through_a_view() -> None:
+    assert peaks(graph_of(lambda net, x: x + 1)) == (384, 384)
+    assert peaks(graph_of(lambda net, x: x.flatten(1) + 1)) == (384, 384)
+
+
+def test_a_view_lives_as_long_as_its_memory() -> None:
+    def late(net: Any, x: Tensor) -> Tensor:
+        x = net.c(x)
+        view = x.flatten(1)
+        return net.d(x).sum() + view
+
+    assert peaks(graph_of(late)) == (1028, 1028), "c, d and the sum"
+
+
+def test_weights_are_in_no_peak_nor_views_of_them_nor_counters() -> None:
+    assert peaks(graph_of(lambda net, x: net.c(x) * net.p)) == (192 + 512, 1024)
+    assert peaks(graph_of(lambda net, x: net.c(x) * net.p.unsqueeze(0))) == (192 + 512, 1024)
+
+    def counting(net: Any, x: Tensor) -> Tensor:
+        net.calls.add_(1)
+        return net.c(x)
+
+    assert peaks(graph_of(counting)) == (704, 704)
+
+
+def test_outputs_live_to_the_end() -> None:
+    assert peaks(graph_of(lambda net, x: (net.c(x), net.d(net.c(x))))) == (1536, 1536)
+    assert peaks(graph_of(lambda net, x: (x, net.c(x).sum()))) == (708, 708)
+
+
+def test_a_network_that_computes_nothing_needs_nothing() -> None:
+    assert peaks(graph_of(lambda net, x: x)) == (0, 0)
