@@ -140,7 +140,7 @@ def main() -> None:
     nets = forms(given.width, given.size)
     x = torch.randn(given.batch, 3, given.size, given.size)
     print(f"{datetime.date.today()}  {cpu_name()}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}")
-    print(f"shufflenet_v2 width {given.width:g}, {given.batch} x 3 x {given.size} x {given.size}, {given.threads} threads")
+    print(f"shufflenet_v2 width {given.width:g}, input {tuple(x.shape)}, threads {given.threads}")
     tell_counts(nets, x)
     tell("ONNX Runtime", in_onnx_runtime(nets, x, given.threads, given.seconds))
     tell("PyTorch", in_pytorch(nets, x, given.seconds))

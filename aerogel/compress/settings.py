@@ -104,7 +104,9 @@ def to_toml(settings: Settings) -> str:
     """
     text = tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
     if validated(tomllib.loads(text)) != settings:
-        raise AerogelError("config.toml cannot hold train.clip = None; give a norm that is never reached, as clip = 1e9")
+        raise AerogelError(
+            "config.toml cannot hold train.clip = None; give a norm that is never reached, as clip = 1e9"
+        )
     return text
 
 

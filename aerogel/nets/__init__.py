@@ -58,7 +58,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, **kwargs: Any) -> nn.Module:
+def build(name: str, /, **kwargs: Any) -> nn.Module:
     """The net of that name, freshly initialised from PyTorch's random state, in training mode.
 
     Its `spec`, {"net": name, "args": every argument with its value}, is plain JSON, and

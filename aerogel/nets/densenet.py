@@ -52,15 +52,20 @@ class DenseLayer(nn.Module):
 
 
 def dense_layer(channels: int, k: int, bottleneck: bool, dropout: float, norm: Norm) -> DenseLayer:
-    """(n, channels, h, w) -> (n, channels + k, h, w); dropout, if any, follows each convolution."""
+    """(n, channels, h, w) -> (n, channels + k, h, w)."""
     body = nn.Sequential()
     for number, (out, kernel) in enumerate([(BOTTLENECK * k, 1), (k, 3)] if bottleneck else [(k, 3)], start=1):
-        unit = preact_unit(channels, out, kernel, norm=norm)
-        if dropout:
-            unit.add_module("dropout", nn.Dropout(dropout))
-        body.add_module(f"conv{number}", unit)
+        body.add_module(f"conv{number}", _unit(channels, out, kernel, dropout, norm))
         channels = out
     return DenseLayer(body)
+
+
+def _unit(channels: int, out: int, kernel: int, dropout: float, norm: Norm) -> nn.Sequential:
+    """BN, ReLU, convolution, dropout if any: (n, channels, h, w) -> (n, out, h, w)."""
+    unit = preact_unit(channels, out, kernel, norm=norm)
+    if dropout:
+        unit.add_module("dropout", nn.Dropout(dropout))
+    return unit
 
 
 def _densenet(name: str, design: Design, classes: int, size: int) -> Callable[..., Net]:
@@ -94,7 +99,7 @@ def _densenet(name: str, design: Design, classes: int, size: int) -> Callable[..
             features.add_module(f"stage{number}", stage)
             if number < len(design.blocks):
                 out = int(channels * design.compression)
-                transition = preact_unit(channels, out, 1, norm=norm)
+                transition = _unit(channels, out, 1, dropout, norm)
                 transition.add_module("pool", nn.AvgPool2d(2))
                 features.add_module(f"transition{number}", transition)
                 channels = out

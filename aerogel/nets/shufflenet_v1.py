@@ -27,7 +27,7 @@ whole. The paper does not say how it rounded. The stem has 24 * width channels b
 whole part (24 at 1.5x, which gives the paper's 292M), to the nearest multiple of groups. The paper's 13 MFLOPs at
 0.25x fit a stem of 12, not this one of 6.
 Below 64 pixels the stem has stride 1 and no pooling, so that 32 pixels end at 4x4.
-se: squeeze-and-excite with reduction 16 before the sum. The paper gives no more than 527M at 2x, as it makes here.
+se: squeeze-and-excite before the sum. The paper does not give its reduction; the usual 16 makes 526M at 2x, its 527M.
 Differs: megvii's code shuffles after the depthwise, by the inverse permutation (equal only where a group has as
 many channels as there are groups), and its linear layer has no bias. Here the shuffle is the paper's. The pooled
 input comes first, and the ReLU before the concatenation, as in megvii's code; the pooled input is not negative.

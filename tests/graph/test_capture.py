@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -153,6 +154,16 @@ def test_what_stands_in_a_context_is_read_where_it_stands(context: Callable[[], 
     assert graph.values[second.inputs[1]].target == "conv.weight"
 
 
+def test_a_choice_between_two_graphs_is_one_op() -> None:
+    def choose(net: Net, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+    graph = capture(Net(choose), (image(),))
+    assert kinds(graph) == ["conv2d", "sum", "gt", "cond"]
+    assert graph.ops[-1].inputs == (*graph.ops[2].outputs, *graph.ops[0].outputs)
+    assert graph.outputs == graph.ops[-1].outputs
+
+
 def test_works_on_the_meta_device() -> None:
     with torch.device("meta"):
         graph = capture(nn.Linear(3, 5), (torch.zeros(2, 3),))
@@ -205,7 +216,9 @@ def test_an_eval_of_the_users_own_is_not_called() -> None:
     assert model.training is True
 
 
-def test_nothing_is_printed_warned_or_logged(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_warned_or_logged(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     def loud(net: Net, x: Tensor) -> Tensor:
         print("on stdout")
         print("on stderr", file=sys.stderr)
@@ -214,10 +227,16 @@ def test_nothing_is_printed_warned_or_logged(capfd: pytest.CaptureFixture[str]) 
             return x
         return -x
 
+    def unlike(net: Net, x: Tensor) -> Tensor:  # an error that torch.export logs
+        return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.sum(), (x,))
+
     capture(Net(lambda net, x: (print("fine"), x.relu())[1]), (image(),))
     with pytest.raises(CaptureError, match="values"):
         capture(Net(loud), (image(),))
+    with pytest.raises(CaptureError, match="capture: Net"):
+        capture(Net(unlike), (image(),))
     assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 # ---------------------------------------------------------------- what it refuses

@@ -102,7 +102,7 @@ def test_merged_is_the_default_and_plain_is_on_request() -> None:
             net = build("shufflenet_v2", **arguments)
         return {unit.merged for unit in net.modules() if isinstance(unit, Unit)}
 
-    assert flags() == flags(merged=True) == {True}
+    assert flags() == {True}
     assert flags(merged=False) == {False}
 
 
@@ -119,27 +119,24 @@ def test_a_training_step_is_equal_too() -> None:
 
 
 def test_merged_saves_the_copy_of_every_shuffle() -> None:
-    merged = net_of()
-    x = torch.randn(1, 3, 28, 28)
-    graphs = [capture(net, (x,)) for net in (plain_copy(merged), merged)]
+    merged = net_of().features.stage2
+    x = torch.randn(1, 24, 28, 28)
+    graphs = [capture(stage, (x,)) for stage in (plain_copy(merged), merged)]
     kinds = [[op.kind for op in graph.ops] for graph in graphs]
-    assert [k.count("transpose") for k in kinds] == [16, 0]
-    assert [k.count("cat") for k in kinds] == [16, 16]
-    shuffled = sum(
-        4 * units * channels * side**2 for units, channels, side in ((4, 12, 14), (8, 24, 7), (4, 48, 4))
-    )  # bytes
+    assert [(k.count("transpose"), k.count("cat")) for k in kinds] == [(4, 4), (0, 4)]
     plain_cost, merged_cost = (count(graph) for graph in graphs)
-    assert plain_cost.access_bytes - merged_cost.access_bytes == 2 * shuffled
+    one_copy = 2 * 4 * 12 * 14**2  # bytes read and written: float32, 12 channels, 14 x 14
+    assert plain_cost.access_bytes - merged_cost.access_bytes == 4 * one_copy
     assert (plain_cost.macs, plain_cost.params) == (merged_cost.macs, merged_cost.params)
     assert merged_cost.peak_bytes <= plain_cost.peak_bytes
     assert merged_cost.uncounted == {}
 
 
 def test_both_are_cut_alike() -> None:
-    merged = net_of()
-    stages = [nn.Sequential(*net.features[:2], net.classifier[0]) for net in (plain_copy(merged), merged)]
-    x = torch.randn(1, 3, 28, 28)
-    of_plain, of_merged = (cut(stage, (x,), target={"macs": 0.6}) for stage in stages)
+    merged = net_of(width=0.25).features.stage2[:3]
+    x = torch.randn(1, 24, 6, 6)
+    of_plain, of_merged = (cut(units, (x,), target={"macs": 0.9}) for units in (plain_copy(merged), merged))
+    assert of_merged.after.macs < of_merged.before.macs
     assert of_plain.kept.keys() == of_merged.kept.keys()
     for target, dims in of_merged.kept.items():
         for one, other in zip(dims, of_plain.kept[target], strict=True):
@@ -148,14 +145,14 @@ def test_both_are_cut_alike() -> None:
 
 
 def test_an_exported_stage_has_no_transpose_and_the_same_numbers(tmp_path: Path) -> None:
-    merged = net_of(width=0.25).features.stage2
+    merged = net_of(width=0.25).features.stage2[:2]
     x = torch.randn(2, 24, 6, 6)
     outputs = []
     for name, stage in (("merged", merged), ("plain", plain_copy(merged))):
         exported = export_onnx(stage, (x,), tmp_path / f"{name}.onnx")
         assert exported.dynamic_batch
         kinds = [node.op_type for node in onnx.load(exported.path).graph.node]
-        assert kinds.count("Transpose") == (0 if name == "merged" else 4)
+        assert kinds.count("Transpose") == (0 if name == "merged" else 2)
         outputs.append(run_onnx(exported.path, x.numpy()))
     assert np.array_equal(*outputs)
     np.testing.assert_allclose(outputs[0], merged(x).detach().numpy(), rtol=1e-4, atol=1e-5)

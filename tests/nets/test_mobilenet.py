@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -109,9 +108,9 @@ def test_large_images_keep_their_strides(size: int, strides: list[int]) -> None:
 @given(st.integers(1, 63), st.lists(st.sampled_from([1, 2]), max_size=9))
 def test_small_images_lose_the_first_two_halvings(size: int, strides: list[int]) -> None:
     small = strides_for(size, strides)
-    assert math.prod(small) == max(1, math.prod(strides) // 4)
-    assert [s for s in small if s == 2] == [2, 2, 2, 2, 2, 2, 2, 2, 2][: max(0, strides.count(2) - 2)]
-    assert all(not (new == 2 and old == 1) for new, old in zip(small, strides, strict=True))
+    halvings = [index for index, stride in enumerate(strides) if stride == 2]
+    assert len(small) == len(strides)
+    assert [index for index, stride in enumerate(small) if stride == 2] == halvings[2:]
 
 
 # --- MobileNetV1 ---
@@ -159,7 +158,7 @@ def test_v3_blocks_are_the_papers_rows(name: str, table: tuple[Any, ...]) -> Non
         assert project.conv.out_channels == row.out
         assert type(depthwise.act) is acts[row.NL]
         assert hasattr(block.body, "se") == row.SE
-        assert hasattr(block.body, "expand") == (block is not blocks(on_meta(name)[0])[0] and row.exp != 16)
+        assert hasattr(block.body, "expand") == (row.exp > 16)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,12 @@ def test_squeeze_and_excite_is_where_and_as_wide_as_the_paper_says(name: str, ex
 
 @pytest.mark.parametrize(
     ("name", "gate"),
-    [("mobilenet_v3_large", nn.Hardsigmoid), ("mobilenet_v3_small", nn.Hardsigmoid)]
-    + [("mnasnet_a1", nn.Sigmoid), ("mnasnet_small", nn.Sigmoid)],
+    [
+        ("mobilenet_v3_large", nn.Hardsigmoid),
+        ("mobilenet_v3_small", nn.Hardsigmoid),
+        ("mnasnet_a1", nn.Sigmoid),
+        ("mnasnet_small", nn.Sigmoid),
+    ],
 )
 def test_squeeze_and_excite_follows_the_activation_of_the_depthwise(name: str, gate: type) -> None:
     gated = [block.body for block in blocks(on_meta(name)[0]) if hasattr(block.body, "se")]
@@ -202,13 +205,13 @@ def test_squeeze_excite_is_its_formula() -> None:
 @pytest.mark.parametrize("name", [name for name, _ in V3 + MNASNET])
 def test_projections_are_linear_and_inputs_are_added_where_the_shape_stays(name: str) -> None:
     net, _ = on_meta(name)
-    for block in blocks(net):
-        body = block.body
-        assert [type(m) for m in body.project] == [nn.Conv2d, nn.BatchNorm2d]
-        first = next(iter(convolutions(body).values()))
-        same = first.in_channels == body.project.conv.out_channels and body.depthwise.conv.stride == (1, 1)
-        if name != "mnasnet_small" or block is not blocks(net)[0]:
-            assert isinstance(block, Residual) == same
+    channels = net.features.stem.conv.out_channels
+    for index, block in enumerate(blocks(net)):
+        depthwise, project = block.body.depthwise, block.body.project
+        assert [type(m) for m in project] == [nn.Conv2d, nn.BatchNorm2d]
+        same = channels == project.conv.out_channels and depthwise.conv.stride == (1, 1)
+        assert isinstance(block, Residual) == (same and (name, index) != ("mnasnet_small", 0))  # that one is noskip
+        channels = project.conv.out_channels
     assert all(isinstance(m.act, nn.Identity) for m in net.modules() if isinstance(m, Residual))
 
 

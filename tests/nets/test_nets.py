@@ -22,7 +22,7 @@ def options(name: str) -> set[str]:
 
 
 NARROW = {"num_classes": 10, "in_channels": 1, "input_size": 28, "width": 0.125, "growth": 4, "widths": "16-16"}
-DEEP = {"resnet56", "resnet110", "resnet164", "densenet121"}  # slow to export, of blocks that shallower nets share
+DEEP = {"resnet56", "resnet110", "resnet164", "densenet121"}  # slow to export
 BIASED = {"alexnet"}  # nets whose authors start some biases elsewhere than at 0
 
 
@@ -84,9 +84,17 @@ def test_images_become_logits(name: str, size: int, in_channels: int, num_classe
     torch.testing.assert_close(alone, logits[1:2], rtol=1e-4, atol=1e-5)
 
 
-@each_net_with("width")
-def test_width_widens(name: str) -> None:
-    narrow, wide = small(name, width=0.25), small(name, width=0.5)
+@pytest.mark.parametrize(
+    ("name", "option", "little", "much"),
+    [
+        (name, option, little, much)
+        for name in NETS
+        for option, little, much in [("width", 0.25, 0.5), ("growth", 4, 8), ("widths", "8-8", "16-16")]
+        if option in options(name)
+    ],
+)
+def test_width_widens(name: str, option: str, little: object, much: object) -> None:
+    narrow, wide = small(name, **{option: little}), small(name, **{option: much})
     assert parameters(narrow) < parameters(wide)
     assert shapes(narrow).keys() == shapes(wide).keys()
 
