@@ -14,7 +14,7 @@ demo: .venv/.installed  ## the main job on scikit-learn's digits: train, cut, re
 	$(BIN)/aerogel compress lenet5 --data digits --target latency=0.5 --max-drop 3
 
 test: .venv/.installed check  ## the whole suite
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 check: .venv/.installed  ## lint, format, types, layers
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ bench: .venv/.installed  ## timings; none of them decides a test
 	$(BIN)/python benchmarks/latency_aa.py
 
 conformance: .venv/.installed  ## the long half of the suite
-	$(BIN)/pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 clean:
 	rm -rf .venv runs

@@ -357,11 +357,11 @@ def test_names_in_a_table_are_printed_as_they_are(
         "from torch import nn\n"
         "def build():\n"
         "    net = nn.Sequential(nn.Flatten())\n"
-        "    net.add_module('[bold]:smile:', nn.Linear(784, 10))\n"
+        "    net.add_module('[bold]:smile:\\x1b[2J', nn.Linear(784, 10))\n"
         "    return net\n"
     )
     table = aerogel("cost", f"{inputs}/odd.py:build", "--input", "1,28,28").out
-    assert "[bold]:smile:" in table
+    assert r"[bold]:smile:\x1b[2J" in table
     assert "\x1b" not in table
 
 

@@ -64,6 +64,8 @@ def resume(path: Path, console: Console) -> dict[str, Any]:
         report: dict[str, Any] = read_json(path / "report.json")
         console.show(terminal(report))
         return report
+    if "check" not in run:
+        raise AerogelError(f"resume: {path} is a stopped `aerogel train`; the same command as before goes on")
     console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
     job = open_job(run.settings, console, parse_goals(run.settings.target))
     run.check_data(job.data)

@@ -44,6 +44,8 @@ EVENTS = 200  # points of a stage's curve
 
 @dataclass(frozen=True)
 class Job:
+    """opened: the original as the user named it, not yet trained unless it came with weights."""
+
     settings: Settings
     goals: tuple[Goal, ...]
     data: Dataset
@@ -149,9 +151,12 @@ def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ())
         weights=settings.weights,
         trust=settings.trust,
     )
+    if opened.input is not None and tuple(opened.input.shape) != data.input_shape:
+        size, found = (",".join(map(str, shape)) for shape in (opened.input.shape, data.input_shape))
+        raise AerogelError(f"the saved model reads images of {size}, {data.name} has {found}; pass --input {size}")
     spec = opened.input or _input_of_weights(settings.weights)
-    if spec is not None:
-        data = _as_the_model_reads(data, spec)
+    if spec is not None:  # images are normalised as they were when the weights were trained
+        data = dataclasses.replace(data, mean=spec.mean, std=spec.std)
     job = Job(settings, goals, data, opened, console)
     _check_output(job)
     return job
@@ -160,14 +165,15 @@ def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ())
 @contextmanager
 def _data_root(root: str | None) -> Iterator[None]:
     """$AEROGEL_DATA as it was when the run began, unless the user has set it now."""
-    if root is None or "AEROGEL_DATA" in os.environ:
-        yield
-        return
-    os.environ["AEROGEL_DATA"] = root
+    now = os.environ.get("AEROGEL_DATA")
+    os.environ["AEROGEL_DATA"] = now or root or ""
     try:
         yield
     finally:
-        del os.environ["AEROGEL_DATA"]
+        if now is None:
+            del os.environ["AEROGEL_DATA"]
+        else:
+            os.environ["AEROGEL_DATA"] = now
 
 
 def _input_of_weights(weights: str | None) -> InputSpec | None:
@@ -175,14 +181,6 @@ def _input_of_weights(weights: str | None) -> InputSpec | None:
     if weights is None or not (Path(weights) / CONFIG).exists():
         return None
     return read_config(weights).input
-
-
-def _as_the_model_reads(data: Dataset, spec: InputSpec) -> Dataset:
-    """The data under the normalisation that the saved network was trained with."""
-    if tuple(spec.shape) != data.input_shape:
-        size, found = (",".join(map(str, shape)) for shape in (spec.shape, data.input_shape))
-        raise AerogelError(f"the saved model reads images of {size}, {data.name} has {found}; pass --input {size}")
-    return dataclasses.replace(data, mean=spec.mean, std=spec.std)
 
 
 def _check_output(job: Job) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,8 @@ def sizes_of(coupling: Coupling) -> dict[str, int]:
     return {name: getattr(cost, name) for name in names} | {"channels": sum(len(group) for group in coupling.groups)}
 
 
-def sizes(job: Job, model: nn.Module) -> dict[str, Any]:
+def sizes(job: Job, model: nn.Module) -> dict[str, int]:
+    """`sizes_of` a network: it is captured for that."""
     return sizes_of(coupling_of(job, model))
 
 

@@ -118,7 +118,8 @@ def _candidate(job: Job, run: Run, model: nn.Module, name: str, share: dict[str,
 
 
 def frontier(job: Job, run: Run, steps: int) -> list[dict[str, Any]]:
-    """All candidates, marked; folders of those that another beats in both size and accuracy are removed."""
+    """All candidates, marked; folders are removed of those beaten: another is better in one of size and accuracy and
+    no worse in the other."""
     base = run["baseline"]
     names = ("val_accuracy", "params", "macs", "flops", "access_bytes", "peak_bytes", "channels")
     original = {"name": "000", "target": 1.0, "latency_ratio": 1.0} | {name: base[name] for name in names}
@@ -126,9 +127,14 @@ def frontier(job: Job, run: Run, steps: int) -> list[dict[str, Any]]:
     size = job.size_key
     marked = []
     for one in found:
-        beaten = any(o[size] <= one[size] and o["val_accuracy"] > one["val_accuracy"] for o in found)
+        beaten = any(_beats((o[size], -o["val_accuracy"]), (one[size], -one["val_accuracy"])) for o in found)
         shipped = one is found[-1]
         marked.append(one | {"frontier": not beaten, "shipped": shipped})
         if beaten and not shipped and one is not original:
             shutil.rmtree(run.path / "candidates" / one["name"], ignore_errors=True)
     return marked
+
+
+def _beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Both are (size, error): less is better."""
+    return a != b and a[0] <= b[0] and a[1] <= b[1]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aerogel.errors import AerogelError, nearest
 from aerogel.train import Recipe
 
-MISSING = {"model": "name a MODEL, as `aerogel compress lenet5 ...`", "data": "name a set with --data"}
+MISSING = {"model": "name a MODEL, such as lenet5", "data": "name a set with --data"}
 
 
 class Settings(BaseModel):

@@ -1,5 +1,22 @@
-"""AlexNet. Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural
-networks", as Caffe's `bvlc_alexnet`: the net that Han, Pool, Tran, Dally 2015, arXiv:1506.02626, pruned.
+"""AlexNet. Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks", as
+Caffe's `bvlc_alexnet`, the net that Han, Pool, Tran, Dally 2015, arXiv:1506.02626, pruned.
+
+Five convolutions with ReLU (CAFFE), three of them in two groups; local response normalisation (LRN) after the first
+two, x / (1 + 1e-4 / 5 * the sum of squares over five channels)^0.75; 3x3 max pooling stride 2 after the first two
+and the last; then fc 4096, 4096, 1000, ReLU and dropout 0.5 after the first two.
+
+| params     | MACs        | Han's params, FLOPs, top-1               |
+| 60,965,224 | 724,406,816 | 61M, 1.5G, 57.2 %, as much with 6.7M left |
+(3 x 227 x 227 inputs, 1000 classes: the defaults. Biases are counted.)
+
+fc6 has an input for every pixel of the last image, so its size follows input_size. width multiplies the channels,
+fc6 and fc7, to multiples of 8. lrn=False leaves LRN out: its five-channel window keeps the channels of conv1 and
+conv2 from being cut away.
+Below 64 pixels conv1 is 5x5 stride 1 with padding, so that 32 pixels end at 4x4.
+Weights start from N(0, 0.01), fc6 and fc7 from N(0, 0.005); the biases of conv2, conv4, conv5, fc6 and fc7 from 0.1.
+Differs from the paper, as the prototxt does: those biases start from 1 there, LRN has 2 in the place of 1 and does
+not divide by 5, and 227 pixels are needed for its 55x55. Torchvision's alexnet (61,100,840) is another net, without
+groups and LRN.
 """
 
 from __future__ import annotations
@@ -44,7 +61,7 @@ def alexnet(
     lrn: bool = True,
     dropout: float = 0.5,
 ) -> Net:
-    """Caffe's AlexNet; lrn=False leaves its two local response normalisations out. input_size from 12."""
+    """Caffe's AlexNet; lrn=False leaves its two local response normalisations out. input_size from 8."""
     check("alexnet", num_classes=num_classes, in_channels=in_channels, width=width, lrn=lrn, dropout=dropout)
     check("alexnet", smallest=8, input_size=input_size)
     rows = CAFFE if input_size >= IMAGENET_FROM else (SMALL_CONV1, *CAFFE[1:])

@@ -1,4 +1,4 @@
-"""What the nets share: their shape, the convolution unit, the residual, widths, initialisation, checks.
+"""What the nets share: their shape, units of convolution, blocks, strides, widths, initialisation, checks.
 
 make_divisible is the rule of Sandler et al. 2018, arXiv:1801.04381, as in its official code: the nearest
 multiple of 8, at least 8, and never more than 10 % below what was asked.
@@ -92,7 +92,7 @@ def conv_unit(
     stride: int = 1,
     groups: int = 1,
     norm: Norm | None,
-    act: Callable[[], nn.Module] | None = nn.ReLU,
+    act: Act | None = nn.ReLU,
 ) -> nn.Sequential:
     """The modules `conv`, `bn`, `act`: (n, in, h, w) -> (n, out, h / stride, w / stride).
 
@@ -196,7 +196,9 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf  # false for nan too
 
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_Rule = tuple[Callable[[Any], bool], str]
+_FLAG: _Rule = (lambda value: type(value) is bool, "true or false")
+_RULES: dict[str, _Rule] = {
     "num_classes": (_is_count, "an integer >= 1"),
     "in_channels": (_is_count, "an integer >= 1"),
     "input_size": (_is_count, "an integer >= 1, the side of the image in pixels"),
@@ -205,24 +207,24 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bn_eps": (lambda value: _is_number(value) and value > 0, "a number > 0"),
     "bn_momentum": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
     "head": (lambda value: value in ("cifar", "imagenet"), "cifar or imagenet"),
-    "batch_norm": (lambda value: type(value) is bool, "true or false"),
-    "conv_relu": (lambda value: type(value) is bool, "true or false"),
-    "depthwise": (lambda value: type(value) is bool, "true or false"),
+    "batch_norm": _FLAG,
+    "conv_relu": _FLAG,
+    "depthwise": _FLAG,
     "activation": (lambda value: value in ("relu", "relu6"), "relu or relu6"),
-    "minimalistic": (lambda value: type(value) is bool, "true or false"),
+    "minimalistic": _FLAG,
     "last_stage": (lambda value: value in ("efficient", "original"), "efficient or original"),
     "last_channels": (_is_count, "an integer >= 1"),
     "growth": (_is_count, "an integer >= 1"),
-    "lrn": (lambda value: type(value) is bool, "true or false"),
+    "lrn": _FLAG,
     "input_dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "limit": (lambda value: _is_number(value) and value > 0, "a number > 0"),
-    "groups": (lambda value: type(value) is int and value in (1, 2, 3, 4, 8), "1, 2, 3, 4 or 8"),
-    "shuffle": (lambda value: type(value) is bool, "true or false"),
-    "se": (lambda value: type(value) is bool, "true or false"),
-    "residual": (lambda value: type(value) is bool, "true or false"),
-    "merged": (lambda value: type(value) is bool, "true or false"),
-    "layout": (lambda value: str(value) in ("mobile", "50", "164"), "mobile, 50 or 164"),
     "max_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or none"),
+    "groups": (lambda value: type(value) is int and value in (1, 2, 3, 4, 8), "1, 2, 3, 4 or 8"),
+    "shuffle": _FLAG,
+    "se": _FLAG,
+    "residual": _FLAG,
+    "merged": _FLAG,
+    "layout": (lambda value: str(value) in ("mobile", "50", "164"), "mobile, 50 or 164"),
 }
 
 

@@ -1,5 +1,22 @@
 """DenseNet. Huang, Liu, van der Maaten, Weinberger 2016, "Densely connected convolutional networks",
 arXiv:1608.06993, Table 1 and section 3.
+
+Layer: y = [x, F(x)], the k new channels of F behind those of x. F is BN, ReLU, conv3x3 k; in a bottleneck (B) BN,
+ReLU, conv1x1 4k, BN, ReLU, conv3x3 k. Transition between blocks: BN, ReLU, conv1x1 to `compression` times the
+channels (C), 2x2 average pooling.
+Net: stem, blocks and transitions, BN, ReLU, global average pool, linear.
+
+| net         | design         | params    | MACs          | the paper's error                    |
+| densenet40  | k=12           | 1,019,722 | 264,812,928   | 5.24 % on CIFAR-10 with augmentation |
+| densenet121 | k=32, B, C=0.5 | 7,978,856 | 2,834,161,664 | 25.02 % on ImageNet, top-1, one crop |
+(densenet40: 3 x 32 x 32, 10 classes; densenet121: 3 x 224 x 224, 1000 classes. These are the defaults.)
+
+Stems. densenet40: conv3x3 16. densenet121: 7x7 stride 2, BN, ReLU and 3x3 max pooling stride 2; below 64 pixels the
+paper's for CIFAR, conv3x3 2k, so that 32 pixels end at 4x4.
+growth is k, the paper's own width. dropout follows every convolution but the stem's; the paper has 0.2 on CIFAR
+without augmentation. He initialisation, as the paper.
+Differs: network slimming (Liu et al. 2017, arXiv:1708.06519) prunes a DenseNet-40 of 1.02M, as here; its PyTorch
+code builds one of 1.06M, with a stem of 24 channels. The linear layer starts from N(0, 0.01).
 """
 
 from __future__ import annotations

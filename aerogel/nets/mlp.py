@@ -56,7 +56,7 @@ def mlp(
 
 
 def _units(widths: str | int) -> list[int]:
-    """"1200-1200" as [1200, 1200]."""
+    """Reads "1200-1200" as [1200, 1200]."""
     if isinstance(widths, bool) or not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", str(widths)):
         raise AerogelError(f"mlp: widths must be integers >= 1 joined by '-', such as 1200-1200, got {widths!r}")
     return [int(units) for units in str(widths).split("-")]

@@ -1,4 +1,26 @@
-"""MnasNet."""
+"""MnasNet. Tan, Chen, Pang, Vasudevan, Sandler, Howard, Le 2018, "MnasNet: Platform-aware neural architecture search
+for mobile", arXiv:1807.11626, Figure 7; the tables are the block strings of its official code.
+
+Block: MobileNetV2's with ReLU, 3x3 or 5x5, and in some stages squeeze-and-excite between the depthwise
+convolution's activation and the linear projection: to a quarter of the block's input channels, ReLU, back, sigmoid.
+Net: conv3x3 stride 2 to 32 channels (small: 8), the blocks, conv1x1 1280, global average pool, dropout, linear.
+
+| net                    | params    | MACs        | the paper's top-1, params, MACs |
+| mnasnet_a1             | 3,887,038 | 311,579,072 | 75.2 %, 3.9M, 312M |
+| mnasnet_a1, width 0.35 | 1,747,018 | 61,681,920  | 64.1 %, 1.7M, 63M  |
+| mnasnet_a1, width 1.4  | 6,105,992 | 586,317,952 |                    |
+| mnasnet_b1             | 4,383,312 | 314,415,872 |                    |
+| mnasnet_small          | 2,030,264 | 68,339,184  | 66.0 %, 2.0M, 68M  |
+(3 x 224 x 224 inputs, 1000 classes: the defaults. B1 is found without squeeze-and-excite in the search space.)
+
+width multiplies the channels, to multiples of 8, but not the 1280. An input is added where stride and channels
+allow it and the table does not forbid it (`noskip`).
+Below 64 pixels the stem and the first strided stage keep stride 1, so that 32 pixels end at 4x4.
+BN has the code's epsilon 1e-3 and momentum 0.01; dropout is 0.2, none in the small net. Its README's MACs are 1 to
+2.5 % above what it builds (315.2M for A1, where the paper says 312M). Differs: it starts depthwise
+convolutions from He over k * k, here from He over k * k * channels; linear layers from U(-a, a), a = 1 / sqrt(classes),
+here from N(0, 0.01).
+"""
 
 from __future__ import annotations
 

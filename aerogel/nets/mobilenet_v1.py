@@ -1,9 +1,26 @@
 """MobileNetV1. Howard, Zhu, Chen, Kalenichenko, Wang, Weyand, Andreetto, Adam 2017, "MobileNets: Efficient
 convolutional neural networks for mobile vision applications", arXiv:1704.04861, Table 1.
 
-Pair: 3x3 depthwise convolution, 1x1 (pointwise) convolution, each followed by BN and an activation. It costs
-1/c + 1/9 of a full 3x3 convolution to c channels. The depthwise one carries the stride.
-Net: conv3x3 32 stride 2, the thirteen pairs of TABLE_1, global average pool, linear.
+Pair: 3x3 depthwise convolution, 1x1 (pointwise) convolution, BN and activation after each. It costs 1 / c + 1 / 9
+of a full 3x3 convolution to c channels. The depthwise one carries the stride.
+Net: conv3x3 32 stride 2, the thirteen pairs of TABLE_1, global average pool, dropout, linear.
+
+| width              | params     | MACs at 224   | 192         | 160         | 128         | the paper's top-1 |
+| 1.0                | 4,231,976  | 568,740,352   | 418,121,728 | 290,675,200 | 186,400,768 | 70.6 %            |
+| 0.75               | 2,585,560  | 325,400,448   | 239,273,472 | 166,396,800 | 106,770,432 | 68.4 %            |
+| 0.5                | 1,331,592  | 149,497,088   | 109,970,432 | 76,524,800  | 49,160,192  | 63.7 %            |
+| 0.25               | 470,072    | 41,030,272    | 30,212,608  | 21,059,200  | 13,570,048  | 50.6 %            |
+| 1.0, not depthwise | 29,294,088 | 4,867,293,184 |             |             |             | 71.7 %            |
+(3 x 224 x 224 inputs, 1000 classes: the defaults; top-1 at 224. The paper's own counts are in aerogel/nets/paper.py.)
+
+width multiplies the channels, to multiples of 8; at the paper's widths nothing needs rounding.
+depthwise=False puts one full 3x3 convolution in the place of each pair: the paper's baseline of Table 4.
+Below 64 pixels the stem and the first strided stage (c = 128) keep stride 1, so that 32 pixels end at 4x4.
+Differs: the paper's text has ReLU, its code ReLU6, the default here (activation="relu" for the text). Table 1 prints
+the last depthwise with stride 2, though from 7x7 to 7x7; stride 1 here, as in the code. The code's README has lower
+MACs at width 0.75 (317M, 233M, 162M, 104M) and higher ones at 0.25 and 192 pixels (34M) than the net makes. The code
+has BN epsilon 1e-3 and momentum 3e-4, here 1e-5 and 0.1 (bn_eps, bn_momentum), a dropout of 0.001, here 0, and
+starts from a truncated normal of 0.09, here He. The paper wants little or no weight decay on depthwise filters.
 """
 
 from __future__ import annotations

@@ -1,5 +1,35 @@
-"""MobileNetV3. Howard, Sandler, Chu, Chen, Chen, Tan, Wang, Zhu, Pang, Vasudevan, Le, Adam 2019, "Searching
-for MobileNetV3", arXiv:1905.02244, Tables 1 and 2.
+"""MobileNetV3. Howard, Sandler, Chu, Chen, Chen, Tan, Wang, Zhu, Pang, Vasudevan, Le, Adam 2019, "Searching for
+MobileNetV3", arXiv:1905.02244, Tables 1 and 2.
+
+Block: MobileNetV2's, with squeeze-and-excite (SE) between the depthwise convolution's activation and the linear
+projection: to a quarter of the expansion, in multiples of 8, ReLU, back, hard sigmoid, ReLU6(x + 3) / 6.
+Activations are ReLU (RE) or h-swish, x ReLU6(x + 3) / 6 (HS).
+Net: conv3x3 16 HS stride 2, the blocks of the table, conv1x1 to the last expansion HS, global average pool,
+linear HS, dropout, linear. Blocks with the same number of output channels make a stage.
+
+| net                                      | params    | MACs        | the paper's top-1, params, MACs |
+| mobilenet_v3_large                       | 5,483,032 | 216,589,760 | 75.2 %, 5.4M, 219M |
+| mobilenet_v3_large, width 0.75           | 3,993,528 | 154,560,624 | 73.3 %, 4.0M, 155M |
+| mobilenet_v3_large, minimalistic         | 3,924,288 | 209,136,704 |                    |
+| mobilenet_v3_large, original last stage  | 4,983,512 | 250,907,520 |                    |
+| mobilenet_v3_small                       | 2,542,856 | 56,510,400  | 67.4 %, 2.5M, 56M  |
+| mobilenet_v3_small, width 0.75           | 2,041,872 | 43,399,344  | 65.4 %, 2.0M, 44M  |
+| mobilenet_v3_small, width 0.5            | 1,593,224 | 24,188,688  |                    |
+| mobilenet_v3_small, minimalistic         | 2,044,736 | 52,288,448  |                    |
+| mobilenet_v3_small, last_channels 1280   | 2,946,568 | 56,913,856  | 67.4 %, 2.9M, 66M  |
+(3 x 224 x 224 inputs, 1000 classes: the defaults.)
+
+width multiplies the channels, to multiples of 8, and leaves each block its ratio of expansion; the stem and the last
+hidden layer (last_channels) do not shrink below width 1. minimalistic, of the official code: no SE, ReLU everywhere,
+3x3 instead of 5x5. last_stage="original" is the layout before section 5.1: the last expansion runs on through a
+3x3 depthwise convolution and a projection to 320 channels, and the 1280 features are made, with BN, before the
+pooling; the redesign saves 34.3M MACs (the paper: 30M). The paper draws it for the large net; the small one has,
+by analogy, twice its last channels in the place of 320.
+Below 64 pixels the stem and the first strided row keep stride 1, so that 32 pixels end at 4x4.
+Differs: Table 2 ends in 1280 channels, the official code and the paper's later numbers in 1024, as here. The paper's
+dropout of 0.8 is what is kept; here 0.2, what is dropped. BN momentum 0.01 is the paper's decay of 0.99, epsilon 1e-3
+the code's. In the code the last hidden layer shrinks unless told not to, and the stem always. He initialisation
+instead of a truncated normal.
 """
 
 from __future__ import annotations

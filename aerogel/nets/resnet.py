@@ -1,22 +1,28 @@
-"""ResNet. He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385.
+"""ResNet. He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385; resnet164: the
+same authors 2016, "Identity mappings in deep residual networks", arXiv:1603.05027.
 
 y = ReLU(F(x) + shortcut(x)); the shortcut is x, or, where the shape changes, a 1x1 convolution with BN
-(option B).
+(option B). resnet164: y = F(x) + x, BN and ReLU before each convolution of F and before the classifier; where the
+shape changes, y = G(a) + conv1x1(a), a = ReLU(BN(x)), G the rest of F.
 
-| net      | table             | params     | MACs          |
-| resnet18 | Table 1           | 11,689,512 | 1,814,073,344 |
-| resnet34 | Table 1           | 21,797,672 | 3,663,761,408 |
-| resnet50 | Table 1           | 25,557,032 | 4,089,184,256 |
-| resnet20 | section 4.2, n=3  | 272,474    | 40,813,184    |
-| resnet56 | section 4.2, n=9  | 855,770    | 125,747,840   |
-(Table 1: 3 x 224 x 224, 1000 classes; section 4.2: 3 x 32 x 32, 10 classes. These are the defaults.)
+| net       | table             | params     | MACs          | the papers' errors  |
+| resnet18  | Table 1           | 11,689,512 | 1,814,073,344 | 27.88 % (ten crops) |
+| resnet34  | Table 1           | 21,797,672 | 3,663,761,408 | 24.52 % (ten crops) |
+| resnet50  | Table 1           | 25,557,032 | 4,089,184,256 | 22.85 % (ten crops) |
+| resnet20  | section 4.2, n=3  | 272,474    | 40,813,184    | 8.75 %              |
+| resnet56  | section 4.2, n=9  | 855,770    | 125,747,840   | 6.97 %              |
+| resnet110 | section 4.2, n=18 | 1,730,714  | 253,149,824   | 6.43 %              |
+| resnet164 | 2016, n=18        | 1,703,258  | 247,646,720   | 5.46 %              |
+(Table 1: 3 x 224 x 224, 1000 classes; section 4.2: 3 x 32 x 32, 10 classes. These are the defaults. Errors: top-1 on
+ImageNet, on CIFAR-10.)
 
 Stems. Table 1: 7x7 stride 2 and 3x3 max pooling stride 2; below 64 pixels, where that would throw the image
 away, 3x3 stride 1 and no pooling, so that 32 pixels end at 4x4. Section 4.2: always 3x3 stride 1.
 width multiplies all channels, to multiples of 8.
-Differs: in resnet50 the 3x3 convolution carries the stride, not the 1x1 before it ("v1.5": same parameters,
-6 % more MACs). The paper's CIFAR nets have option A, zero-padded shortcuts; here option B, so that channels
-can be cut (resnet20: 272,474 parameters where option A has 269,722).
+Differs: in bottlenecks the 3x3 convolution carries the stride, not the 1x1 before it ("v1.5": same parameters,
+6 % more MACs in resnet50). The paper's CIFAR nets have option A, zero-padded shortcuts; here option B, so that
+channels can be cut (resnet20: 272,474 parameters where option A has 269,722). resnet164 is that of network slimming
+(Liu et al. 2017, arXiv:1708.06519: 1.70M) but for its three strided or widening shortcuts, which read x there.
 """
 
 from __future__ import annotations

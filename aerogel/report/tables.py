@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from aerogel.console import printable
 from aerogel.report.terminal import human
 
 WIDTH = 100
@@ -20,7 +21,7 @@ def zoo_table(rows: list[dict[str, Any]]) -> str:
         size = "x".join(map(str, row["input"][1:]))
         table.add_row(row["net"], size, human(row["params"], "count"), human(row["macs"], "count"),
                       human(row["access_bytes"], "bytes"), human(row["peak_bytes"], "bytes"))  # fmt: skip
-    return _text(table)
+    return "\n".join(_lines(table))
 
 
 def cost_table(model: str, found: dict[str, Any]) -> str:
@@ -32,7 +33,7 @@ def cost_table(model: str, found: dict[str, Any]) -> str:
             table.add_row(layer["name"], layer["op"], shape, f"{layer['params']:,}", f"{layer['macs']:,}",
                           human(layer["access_bytes"], "bytes"))  # fmt: skip
     lines = [
-        _text(table),
+        *_lines(table),
         f"{model}, input {'x'.join(map(str, found['input']))}",
         f"params {found['params']:,}   MACs {found['macs']:,}   FLOPs {found['flops']:,}",
         f"access {found['access_bytes']:,} bytes ({found['access_bytes_raw']:,} without fusion)   "
@@ -40,17 +41,17 @@ def cost_table(model: str, found: dict[str, Any]) -> str:
     ]
     for op, modules in found["uncounted"].items():
         lines.append(f"not counted: {op} in {', '.join(modules)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _right(title: str) -> Column:
     return Column(title, justify="right")
 
 
-def _text(table: Table) -> str:
+def _lines(table: Table) -> list[str]:
     stream = io.StringIO()
     plain = Console(
         file=stream, width=WIDTH, force_terminal=False, color_system=None, markup=False, highlight=False, emoji=False
     )
     plain.print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+    return [line.rstrip() for line in stream.getvalue().rstrip().split("\n")]

@@ -13,7 +13,8 @@ import onnxruntime
 from aerogel import data
 
 JOB = ("lenet_300_100", "--data", "digits", "--target", "macs=0.3", "--max-drop", "20", "--epochs", "40")
-BRIEF = "steps = 1\nseconds = 0.1\n"  # options for a quick run
+# A quick run; with the one criterion that draws random numbers, which a resumed run must draw again.
+BRIEF = 'steps = 1\nseconds = 0.1\ncriterion = "random"\n'
 
 
 class Finished(NamedTuple):

@@ -232,7 +232,7 @@ def test_a_run_repeats_itself_and_a_missed_goal_is_told_with_the_nearest(
 def test_ones_own_network_and_images_with_protected_layers_and_rounded_widths(tmp_path: Path, aerogel: Aerogel) -> None:
     make_images(tmp_path / "pets")
     (tmp_path / "net.py").write_text(NETWORK)
-    options = 'steps = 1\nseconds = 0.1\nprotect = ["stem"]\nround_to = 4\ncriterion = "random"\nrecover = 0.5\n'
+    options = 'steps = 1\nseconds = 0.1\nprotect = ["stem"]\nround_to = 4\ncriterion = "l1"\nrecover = 0.5\n'
     (tmp_path / "some.toml").write_text(options)
     words = ["net.py:Twig", "--data", "folder:pets", "--input", "3,16,16", "--config", "some.toml", "--batch-size", "8"]
     goals = ["--target", "macs=0.8", "--target", "params=0.9", "--max-drop", "100", "--epochs", "2"]

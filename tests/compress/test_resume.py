@@ -97,6 +97,8 @@ def test_a_stopped_training_goes_on_with_the_same_command_only(
     assert (outcome.code, outcome.err) == (130, "")
     assert "what was done is kept in net.part; the same command goes on" in outcome.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.part", "whole"]
+    refused = aerogel("resume", "net.part")
+    assert refused.err == "error: resume: net.part is a stopped `aerogel train`; the same command as before goes on\n"
 
     outcome = aerogel(*words, "net", "--lr", "0.01")
     assert outcome.code == 1

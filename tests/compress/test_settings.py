@@ -105,7 +105,7 @@ def test_an_option_at_fault_is_named(text: str, message: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("left", "remedy"),
     [
-        ({"data": "digits"}, "model is missing; name a MODEL, as .*, or give it in --config"),
+        ({"data": "digits"}, "model is missing; name a MODEL, such as lenet5, or give it in --config"),
         ({"model": "lenet5"}, "data is missing; name a set with --data, or give it in --config"),
     ],
 )

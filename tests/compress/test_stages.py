@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aerogel.compress.check import check
-from aerogel.compress.goal import parse_goals
+from aerogel.compress.goal import parse_goal, parse_goals
 from aerogel.compress.job import Job, open_job
 from aerogel.compress.plan import TRIES, Probed, _close_in
 from aerogel.compress.recover import frontier
 from aerogel.compress.run import Run
 from aerogel.compress.settings import Settings
-from aerogel.compress.ship import _goal, _goal_text, _nearest
+from aerogel.compress.ship import _goal, _goal_text, _nearest, _size_goal
 from aerogel.console import Console
 from aerogel.cost.latency import Ratio
 from aerogel.errors import AerogelError, CutError
@@ -82,13 +82,31 @@ def test_a_goal_is_met_by_its_upper_bound_and_told_with_its_interval(goal: tuple
     assert _goal_text(found) == text
 
 
+def test_a_latency_goal_is_judged_by_the_upper_bound_of_what_was_typed() -> None:
+    times = {"median_ms": 2.0, "low_ms": 1.9, "high_ms": 2.2}
+    ratio = Ratio(Interval(0.4, 0.39, 0.42), SimpleNamespace(), SimpleNamespace(**times), pairs=9)  # type: ignore[arg-type]
+    share = _size_goal(parse_goal("latency=0.41"), ratio, {}, {})
+    assert (share["unit"], share["value"], share["high"], share["limit"], share["met"]) == ("x", 0.4, 0.42, 0.41, False)
+    time = _size_goal(parse_goal("latency=2200us"), ratio, {}, {})
+    assert (time["unit"], time["value"], time["high"], time["limit"], time["met"]) == ("ms", 2.0, 2.2, 2.2, True)
+
+
+def test_a_count_is_judged_exactly() -> None:
+    before, after = {"macs": 1000, "peak_bytes": 4096}, {"macs": 301, "peak_bytes": 2048}
+    ratio: Any = None  # no latency is asked for
+    assert _size_goal(parse_goal("macs=0.3"), ratio, before, after) == _goal("macs", "x", 0.301, 0.301, 0.301, 0.3)
+    assert _size_goal(parse_goal("peak_bytes=2KiB"), ratio, before, after) == _goal(
+        "peak_bytes", "", 2048, 2048, 2048, 2048
+    )
+
+
 def candidate(name: str, macs: int, accuracy: float) -> dict[str, Any]:
     others = dict.fromkeys(("params", "flops", "access_bytes", "peak_bytes", "channels"), macs)
     return {"name": name, "macs": macs, "val_accuracy": accuracy, "latency_ratio": macs / 1000, **others}
 
 
 def test_what_another_beats_in_size_and_accuracy_is_removed(tmp_path: Path) -> None:
-    rows = [candidate("001", 600, 90.0), candidate("002", 500, 91.0), candidate("003", 300, 80.0)]
+    rows = [candidate("001", 600, 91.0), candidate("002", 500, 91.0), candidate("003", 300, 80.0)]
     state = {"baseline": candidate("000", 1000, 90.5)} | {f"candidate {row['name']}": row for row in rows}
     run = Run.create(SETTINGS, tmp_path / "run", state)
     for name in ("000", "001", "002", "003"):
@@ -98,6 +116,34 @@ def test_what_another_beats_in_size_and_accuracy_is_removed(tmp_path: Path) -> N
         ("000", False, False), ("001", False, False), ("002", True, False), ("003", True, True),
     ]  # fmt: skip
     assert sorted(path.name for path in (run.path / "candidates").iterdir()) == ["000", "002", "003"]
+
+
+def test_a_latency_that_is_not_met_is_cut_for_deeper_until_it_is(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latency here is a tenth and the share of the MACs; cuts below 0.15 of them are out of reach."""
+    stage = importlib.import_module("aerogel.compress.recover")
+    run = Run.create(SETTINGS, tmp_path / "run", {"baseline": {"macs": 1000}})
+
+    def cut_to(job: Job, plan: object, before: object, whole: object, share: dict[str, float]) -> SimpleNamespace:
+        if share["macs"] < 0.15:
+            raise CutError("out of reach")
+        return SimpleNamespace(model=share["macs"])
+
+    def time_it(probe: object, model: float) -> SimpleNamespace:
+        return SimpleNamespace(ratio=Interval(model + 0.1, model + 0.09, model + 0.11))
+
+    monkeypatch.setattr(stage, "_cut_to", cut_to)
+    monkeypatch.setattr(stage.Probe, "time", time_it)
+
+    def deepest(goal: float) -> float:
+        whole = SimpleNamespace(model=0.8)
+        found = stage._deeper_until(job, run, {}, nn.Identity(), {"macs": 0.8, "params": 0.5}, goal, whole)
+        return float(found.model)
+
+    assert 0.3 < deepest(0.5) <= 0.5 - 0.11
+    assert deepest(0.95) == 0.8  # met at once
+    assert deepest(0.2) >= 0.15  # out of reach: the deepest there is, and the verdict will say so
 
 
 def test_the_nearest_goals_can_be_typed_and_tell_what_else_was_found() -> None:

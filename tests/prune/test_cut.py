@@ -345,6 +345,28 @@ def test_half_precision_is_proven_in_single() -> None:
     assert widths(made.model)["conv1"] < 8
 
 
+class Amplified(nn.Module):
+    """Rounding in `inner` grows a million times; constants that are float32 stop a proof in float64."""
+
+    def __init__(self, single: bool) -> None:
+        super().__init__()
+        self.inner, self.single = Around(lambda net, x: x), single
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.inner(x) * 1e6).sin()
+        return F.linear(x, torch.eye(2)) if self.single else x
+
+
+def test_a_network_that_amplifies_rounding_is_proven_in_double() -> None:
+    made = cut(Amplified(single=False), (IMAGE,), target={"channels": 0.5})
+    assert made.max_error < 1e-6
+    assert widths(made.model)["inner.conv3"] < 6
+    assert made.model.inner.conv1.weight.dtype == torch.float32
+    made = cut(Amplified(single=True), (IMAGE,), target={"channels": 0.5})
+    assert "differ" in made.frozen["inner.conv3"]
+    assert widths(made.model)["inner.conv3"] == 6
+
+
 def test_a_network_may_write_into_its_input() -> None:
     net = nn.Sequential(nn.Hardswish(inplace=True), Around(lambda net, x: x))
     x = torch.ones_like(IMAGE) - 1.5
