@@ -38,7 +38,7 @@ class Settings(BaseModel):
     temperature: float = Field(4.0, gt=0)
     hard_weight: float = Field(0.1, ge=0)
     soft_weight: float = Field(0.9, ge=0)
-    recover: float = Field(1.0, gt=0)  # epochs of the last recovery over those of the baseline
+    recover: float = Field(2.0, gt=0)  # epochs of the last recovery over those of the baseline
     seconds: float = Field(4.0, gt=0)  # of the final latency comparison; none takes longer
     train: Recipe = Recipe()
     data_root: str | None = None  # $AEROGEL_DATA when the run began, or ./data
