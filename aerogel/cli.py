@@ -197,12 +197,13 @@ def zoo_row(name: str) -> dict[str, Any]:
 
     from aerogel.export import input_of
     from aerogel.nets import build
+    from aerogel.nets.paper import PAPER
 
     with torch.device("meta"):
         model: Any = build(name)
         found = costed(model, input_of(model))
     totals = {key: found[key] for key in ("input", "params", "macs", "access_bytes", "peak_bytes")}
-    return {"net": name, "args": model.spec["args"], **totals}
+    return {"net": name, "args": model.spec["args"], **totals, "paper": PAPER.get(name)}
 
 
 def console(json: bool) -> Console:
@@ -227,6 +228,9 @@ def finish(found: dict[str, Any], text: str, json: bool, *, passed: bool) -> Non
 
 def main() -> None:
     """Runs the command; every failure is one line on stderr."""
+    # Read when torch starts its threads. On a shared machine, threads that spin while they wait for one that was put
+    # aside slow training down ten times (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _sigterm_heard():
         code = run_command(sys.argv[1:] or ["--help"])
     sys.exit(code)

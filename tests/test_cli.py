@@ -383,3 +383,14 @@ def test_a_file_that_computes_something_else_never_appears(
     outcome = aerogel("export", f"{inputs}/net.py:digits", "--input", "1,28,28", "--out", "net.onnx")
     check_refused(outcome, r"export: the file gives other outputs than the network .*top-1 agreement")
     assert list(work.iterdir()) == []
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["aerogel", "--help"])
+    for before, after in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+        assert os.environ["OMP_WAIT_POLICY"] == after

@@ -11,17 +11,23 @@ from rich.table import Column, Table
 from aerogel.console import printable
 from aerogel.report.terminal import human
 
-WIDTH = 100
+WIDTH = 110
 
 
 def zoo_table(rows: list[dict[str, Any]]) -> str:
-    """One network a line."""
-    table = Table("net", "input", *(_right(n) for n in ("params", "MACs", "access", "peak")), box=None)
+    """One network a line, ours beside what its paper prints (millions; the paper's top-1 on ImageNet)."""
+    ours, theirs = ("params", "MACs", "access", "peak"), ("paper: params", "MACs", "top-1")
+    table = Table("net", "input", *(_right(name) for name in ours + theirs), box=None)
     for row in rows:
-        size = "x".join(map(str, row["input"][1:]))
-        table.add_row(row["net"], size, human(row["params"], "count"), human(row["macs"], "count"),
-                      human(row["access_bytes"], "bytes"), human(row["peak_bytes"], "bytes"))  # fmt: skip
+        size, paper = "x".join(map(str, row["input"][1:])), row["paper"] or {}
+        counts = [human(row[key], "count") for key in ("params", "macs")]
+        counts += [human(row[key], "bytes") for key in ("access_bytes", "peak_bytes")]
+        printed = [f"{paper[key]:g}{unit}" if key in paper else "" for key, unit in _PRINTED.items()]
+        table.add_row(row["net"], size, *counts, *printed)
     return "\n".join(_lines(table))
+
+
+_PRINTED = {"params_M": " M", "madds_M": " M", "top1": " %"}  # what nets.paper holds, in this order
 
 
 def cost_table(model: str, found: dict[str, Any]) -> str:
