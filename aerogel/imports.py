@@ -62,9 +62,7 @@ def one_line(error: BaseException) -> str:
 
 def _import_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
-        raise AerogelError(
-            f"import_factory: no file {path}, got {spec!r}; it is looked for from {Path.cwd()}"
-        )
+        raise AerogelError(f"import_factory: no file {path}, got {spec!r}; it is looked for from {Path.cwd()}")
     path = path.resolve()
     # The name holds the time of change: one import per version of the file, its classes shared by all.
     tag = hashlib.sha256(f"{path}:{path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
@@ -111,9 +109,7 @@ def _user_line(error: BaseException) -> str | None:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     ours = (PACKAGE, "<frozen", importlib.__file__)
-    theirs = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)
-    ]
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     if not theirs:
         return None
     deepest = [frame for frame in theirs if frame.filename == theirs[0].filename][-1]

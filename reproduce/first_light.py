@@ -50,7 +50,16 @@ def record(name: str, job: str, seed: int) -> None:
             raise SystemExit(f"{command} failed with code {done.returncode}")
     for row, value, unit in measured(json.loads(done.stdout)):
         command = f"aerogel compress {job} --seed S"
-        add(RESULTS, f"{name}_{row}", seed, value, unit=unit, command=command, hardware=f"{cpu_name()}, 2 cores", seconds=seconds)
+        add(
+            RESULTS,
+            f"{name}_{row}",
+            seed,
+            value,
+            unit=unit,
+            command=command,
+            hardware=f"{cpu_name()}, 2 cores",
+            seconds=seconds,
+        )
 
 
 def measured(report: dict[str, Any]) -> list[tuple[str, float, str]]:

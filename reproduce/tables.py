@@ -1,13 +1,12 @@
 """Puts the tables of reproduce/results/*.json into README.md and docs, between their markers. Never typed by hand.
 
-    python reproduce/tables.py          # after a reproduction; `--check` only says whether they are true
+python reproduce/tables.py          # after a reproduction; `--check` only says whether they are true
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from results import rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "reproduce" / "results"
+
+
+COLUMNS = {"accuracy_before": " %", "accuracy_after": " %", "drop": " pt", "latency": "x", "macs": "x", "params": "x"}
 
 
 def first_light() -> str:
@@ -30,21 +32,20 @@ def first_light() -> str:
     ):
         if f"{name}_drop" not in held:
             continue
-        cell: Callable[..., str] = lambda row, digits, unit, name=name: _cell(held[f"{name}_{row}"], digits, unit)
         one = held[f"{name}_pass"]
         minutes = sum(one["seconds"]) / len(one["seconds"]) / 60
+        cells = [_cell(held[f"{name}_{row}"], unit) for row, unit in COLUMNS.items()]
         lines.append(
             f"| {title} | {len(one['ours'])} | {sum(one['ours']):.0f} of {len(one['ours'])} "
-            f"| {cell('accuracy_before', 2, ' %')} | {cell('accuracy_after', 2, ' %')} | {cell('drop', 2, ' pt')} "
-            f"| {cell('latency', 2, 'x')} | {cell('macs', 2, 'x')} | {cell('params', 2, 'x')} | {minutes:.0f} |"
+            f"| {' | '.join(cells)} | {minutes:.0f} |"
         )
-    last = held["lenet5_mnist_latency_pass"]
+    last = list(held.values())[-1]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python reproduce/first_light.py`."])
 
 
-def _cell(row: dict[str, Any], digits: int, unit: str) -> str:
-    spread = f" ± {row['sd']:.{digits}f}" if row["sd"] is not None else ""
-    return f"x{row['mean']:.{digits}f}{spread}" if unit == "x" else f"{row['mean']:.{digits}f}{spread}{unit}"
+def _cell(row: dict[str, Any], unit: str) -> str:
+    spread = f" ± {row['sd']:.2f}" if row["sd"] is not None else ""
+    return f"x{row['mean']:.2f}{spread}" if unit == "x" else f"{row['mean']:.2f}{spread}{unit}"
 
 
 TABLES = {"first_light": (ROOT / "README.md", first_light)}

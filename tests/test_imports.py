@@ -63,9 +63,7 @@ def test_nothing_installed_is_shadowed() -> None:
     assert sys.path[0] != str(Path.cwd())
 
 
-@pytest.mark.parametrize(
-    "spec", ["", "name", ":f", "pkg:", "pkg:f.g", "pkg.:f", ".pkg:f", "a b:f", "own-net:f", "x:1"]
-)
+@pytest.mark.parametrize("spec", ["", "name", ":f", "pkg:", "pkg:f.g", "pkg.:f", ".pkg:f", "a b:f", "own-net:f", "x:1"])
 def test_malformed_spec_is_refused(spec: str) -> None:
     with pytest.raises(AerogelError, match=r"spec must be package.module:name or path/file.py:name"):
         import_factory(spec)
@@ -73,9 +71,7 @@ def test_malformed_spec_is_refused(spec: str) -> None:
 
 def test_missing_file_module_and_attribute() -> None:
     write("own.py", "def build_net(): ...\nWIDTH = 3\n")
-    with pytest.raises(
-        AerogelError, match=r"no file nowhere.py, got 'nowhere.py:f'; it is looked for from /"
-    ):
+    with pytest.raises(AerogelError, match=r"no file nowhere.py, got 'nowhere.py:f'; it is looked for from /"):
         import_factory("nowhere.py:f")
     with pytest.raises(AerogelError, match=r"no module 'no_such_pkg', got 'no_such_pkg.sub:f'; install it"):
         import_factory("no_such_pkg.sub:f")

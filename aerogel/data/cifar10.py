@@ -51,9 +51,7 @@ def _read_split(path: Path) -> Split:
                 f"load: row {row} of {path} is no image of 32x32 ({one_line(error)}); get the file again"
             ) from error
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
-        raise DataError(
-            f"load: {path} must hold labels 0..9, got {labels.min()}..{labels.max()}; get it again"
-        )
+        raise DataError(f"load: {path} must hold labels 0..9, got {labels.min()}..{labels.max()}; get it again")
     return Split(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels))
 
 
@@ -80,9 +78,7 @@ def _read_table(path: Path) -> tuple[list[bytes], np.ndarray]:
         files = pc.struct_field(table["image"], "bytes").to_pylist()
         labels = table["label"].to_numpy()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"load: {path} cannot be read ({one_line(error)}); it is corrupt, get it again"
-        ) from error
+        raise DataError(f"load: {path} cannot be read ({one_line(error)}); it is corrupt, get it again") from error
     if table["label"].null_count:
         raise DataError(f"load: {path} must have a label in every row; get it again")
     return files, labels.astype(np.int64)

@@ -72,9 +72,7 @@ class Dataset:
         for name in SPLITS:
             part = getattr(self, name)
             if len(part) == 0:
-                raise DataError(
-                    f"Dataset: {self.name!r} has an empty {name} split; give it at least one image"
-                )
+                raise DataError(f"Dataset: {self.name!r} has an empty {name} split; give it at least one image")
             if part.images.shape[1:] != self.train.images.shape[1:]:
                 raise DataError(
                     f"Dataset: all splits of {self.name!r} must have one image shape, {name} has "
@@ -157,17 +155,11 @@ def batches(
             f"{split}; give a smaller one"
         )
     if not 0 <= start <= count:
-        raise AerogelError(
-            f"batches: start must be in [0, {count}], got {start}; {split} has {count} batches"
-        )
+        raise AerogelError(f"batches: start must be in [0, {count}], got {start}; {split} has {count} batches")
     change = find_augment(augment)
 
     def produce() -> Iterator[Batch]:
-        order = (
-            torch.randperm(len(part), generator=_generator(seed, epoch, 0))
-            if shuffle
-            else torch.arange(len(part))
-        )
+        order = torch.randperm(len(part), generator=_generator(seed, epoch, 0)) if shuffle else torch.arange(len(part))
         for number in range(start, count):
             rows = order[number * batch_size : (number + 1) * batch_size]
             images = change(part.images[rows], _generator(seed, epoch, number + 1))
@@ -186,9 +178,7 @@ def _check_tensor(
     name: str, value: torch.Tensor, dtype: torch.dtype, shape: str, *, dims: int, caller: str = "Split"
 ) -> None:
     if not isinstance(value, torch.Tensor):
-        raise DataError(
-            f"{caller}: {name} must be a tensor, got a {type(value).__name__}; use torch.as_tensor"
-        )
+        raise DataError(f"{caller}: {name} must be a tensor, got a {type(value).__name__}; use torch.as_tensor")
     if value.dtype != dtype or value.ndim != dims:
         raise DataError(
             f"{caller}: {name} must be {str(dtype)[6:]} of shape {shape}, got {str(value.dtype)[6:]} of "

@@ -55,17 +55,13 @@ def load_folder(path: str | Path, size: tuple[int, int, int] | None = None) -> D
     classes = _class_names(root / "train")
     if len(classes) < 2:
         found = ", ".join(map(_shown, classes)) or "none"
-        raise DataError(
-            f"load: {root}/train must hold two class folders or more, got {found}; add train/<class>/"
-        )
+        raise DataError(f"load: {root}/train must hold two class folders or more, got {found}; add train/<class>/")
     listings = [_list(root / "train", classes)]
     held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if held is not None:
         unknown = sorted(set(_class_names(held)) - set(classes))
         if unknown:
-            raise DataError(
-                f"load: {held}/{_shown(unknown[0])} is no class of {root}/train; rename or move it"
-            )
+            raise DataError(f"load: {held}/{_shown(unknown[0])} is no class of {root}/train; rename or move it")
         listings.append(_list(held, classes))
     check_memory(sum(len(listing.files) for listing in listings), size)
 

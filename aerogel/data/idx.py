@@ -23,9 +23,7 @@ from aerogel.data.prepare import assemble, find_files
 from aerogel.errors import DataError
 
 NUM_VAL = 5_000
-FILES = tuple(
-    f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-)
+FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -45,9 +43,7 @@ def fashion_mnist() -> Dataset:
     return read_folder("fashion_mnist", folder, CLOTHES, augment="crop_flip")
 
 
-def read_folder(
-    name: str, folder: Path, classes: tuple[str, ...], *, augment: str, val: int = NUM_VAL
-) -> Dataset:
+def read_folder(name: str, folder: Path, classes: tuple[str, ...], *, augment: str, val: int = NUM_VAL) -> Dataset:
     """The set whose four IDX files lie in `folder`. Raises DataError naming the file that is wrong."""
     train, test = (_read_split(folder, part, len(classes)) for part in ("train", "t10k"))
     return assemble(name, train, test, classes, val=val, augment=augment)
@@ -76,14 +72,10 @@ def read_idx(path: Path, dims: int) -> torch.Tensor:
                 )
             values = bytearray(file.read(need + 1))  # one more: a surplus shows, and the checksum is read
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"read_idx: {path} cannot be read ({error}); it is corrupt or cut off, get it again"
-        ) from error
+        raise DataError(f"read_idx: {path} cannot be read ({error}); it is corrupt or cut off, get it again") from error
     if len(values) != need:
         found = "more" if len(values) > need else f"{len(values)}"
-        raise DataError(
-            f"read_idx: {path} must hold {need} values {shape}, got {found}; it is corrupt, get it again"
-        )
+        raise DataError(f"read_idx: {path} must hold {need} values {shape}, got {found}; it is corrupt, get it again")
     return torch.from_numpy(np.frombuffer(values, np.uint8)).view(shape)
 
 

@@ -51,9 +51,7 @@ def carve(split: Split, count: int) -> tuple[Split, Split]:
     """
     _, labels, sizes = np.unique(split.labels.numpy(), return_inverse=True, return_counts=True)
     if not 0 < count < len(labels):
-        raise DataError(
-            f"carve: count must be in (0, {len(labels)}), got {count}; keep images for both parts"
-        )
+        raise DataError(f"carve: count must be in (0, {len(labels)}), got {count}; keep images for both parts")
     share = count * sizes / len(labels)
     quota = np.floor(share).astype(np.int64)
     short = count - int(quota.sum())
@@ -94,9 +92,7 @@ def check_size(size: tuple[int, int, int], caller: str = "load") -> None:
     """Raises AerogelError unless `size` is (C, H, W) with C 1 or 3 and H, W positive."""
     if len(size) != 3 or size[0] not in (1, 3) or min(size) < 1:
         given = ",".join(map(str, size))
-        raise AerogelError(
-            f"{caller}: --input must be C,H,W with C 1 or 3 and H, W >= 1, got {given}; e.g. 3,224,224"
-        )
+        raise AerogelError(f"{caller}: --input must be C,H,W with C 1 or 3 and H, W >= 1, got {given}; e.g. 3,224,224")
 
 
 def resize_images(images: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
@@ -111,9 +107,7 @@ def resize_images(images: torch.Tensor, size: tuple[int, int, int]) -> torch.Ten
     if tuple(images.shape[1:]) == tuple(size):
         return images
     if channels not in (1, 3, size[0]):
-        raise AerogelError(
-            f"resize_images: cannot make {size[0]} channels of {channels}; give --input {channels},H,W"
-        )
+        raise AerogelError(f"resize_images: cannot make {size[0]} channels of {channels}; give --input {channels},H,W")
     out = images.new_empty((len(images), *size))
     for source, target in zip(images.split(CHUNK), out.split(CHUNK), strict=True):
         if channels == 3 and size[0] == 1:

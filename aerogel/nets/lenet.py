@@ -52,9 +52,7 @@ def lenet_300_100(*, num_classes: int = 10, in_channels: int = 1, input_size: in
     return net
 
 
-def lenet5(
-    *, num_classes: int = 10, in_channels: int = 1, input_size: int = 28, conv_relu: bool = False
-) -> Net:
+def lenet5(*, num_classes: int = 10, in_channels: int = 1, input_size: int = 28, conv_relu: bool = False) -> Net:
     """Caffe's convolutional net; conv_relu puts a ReLU after each pooling. input_size from 16."""
     check("lenet5", num_classes=num_classes, in_channels=in_channels, conv_relu=conv_relu)
     check("lenet5", smallest=16, input_size=input_size)

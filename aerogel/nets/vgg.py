@@ -95,9 +95,7 @@ def _vgg(name: str, configuration: str) -> Callable[..., Net]:
         return net
 
     construct.__name__ = construct.__qualname__ = name
-    construct.__doc__ = (
-        f"{name}: configuration {configuration} of the paper's Table 1; see aerogel/nets/vgg.py."
-    )
+    construct.__doc__ = f"{name}: configuration {configuration} of the paper's Table 1; see aerogel/nets/vgg.py."
     return construct
 
 

@@ -173,12 +173,8 @@ def frontier(report: dict[str, Any]) -> Figure | None:
     traces = []
     for name, group in groups.items():
         if group:
-            trace = scatter(
-                known if name == "baseline" else name, [(c[key], c["val_accuracy"]) for c in group]
-            )
-            text = [
-                f"{label(c.get('name'))}<br>{human(c[key], unit)}, {c['val_accuracy']:.2f} %" for c in group
-            ]
+            trace = scatter(known if name == "baseline" else name, [(c[key], c["val_accuracy"]) for c in group])
+            text = [f"{label(c.get('name'))}<br>{human(c[key], unit)}, {c['val_accuracy']:.2f} %" for c in group]
             mode = "lines+markers" if name == "frontier" else "markers"
             look = {"mode": mode, "marker": MARKERS[name], "line": {"color": TEAL, "width": 2}}
             traces.append(trace | look | {"text": text, "hoverinfo": "text"})

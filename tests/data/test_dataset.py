@@ -164,9 +164,7 @@ def test_split_refuses_other_types_shapes_and_counts() -> None:
     images, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(DataError, match=r"images must be uint8 of shape .N, C, H, W., got float32"):
         Split(images.float(), labels)
-    with pytest.raises(
-        DataError, match=r"images must be uint8 of shape .N, C, H, W., got uint8 of shape .4, 2, 2."
-    ):
+    with pytest.raises(DataError, match=r"images must be uint8 of shape .N, C, H, W., got uint8 of shape .4, 2, 2."):
         Split(images[:, 0], labels)
     with pytest.raises(DataError, match=r"labels must be int64 of shape .N,., got int32"):
         Split(images, labels.int())

@@ -19,9 +19,7 @@ from aerogel.errors import DataError
 SIZE = (3, 8, 8)
 
 
-def save(
-    path: Path, colour: Any = (200, 30, 60), size: tuple[int, int] = (12, 10), mode: str = "RGB"
-) -> Path:
+def save(path: Path, colour: Any = (200, 30, 60), size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
     return path

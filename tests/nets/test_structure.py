@@ -184,9 +184,7 @@ def test_resnet_strides_sit_in_a_3x3(name: str, blocks: int, conv: str) -> None:
     assert sum(isinstance(m, Residual) for m in net.modules()) == blocks
 
 
-@pytest.mark.parametrize(
-    ("spec", "projected"), [("resnet18", 3), ("resnet50", 4), ("resnet20", 2), ("resnet56", 2)]
-)
+@pytest.mark.parametrize(("spec", "projected"), [("resnet18", 3), ("resnet50", 4), ("resnet20", 2), ("resnet56", 2)])
 def test_resnet_projects_only_where_the_shape_changes(spec: str, projected: int) -> None:
     residuals = [m for m in on_meta(spec)[0].modules() if isinstance(m, Residual)]
     assert sum(not isinstance(m.shortcut, nn.Identity) for m in residuals) == projected
@@ -220,9 +218,7 @@ def test_mobilenet_v2_projections_are_linear() -> None:
         assert (x.min() < 0) == name.startswith("stage"), f"{name} ends with the wrong activation"
 
 
-@pytest.mark.parametrize(
-    "spec", ["mobilenet_v2", "mobilenet_v2:width=0.35", "mobilenet_v2:input_size=32,width=0.35"]
-)
+@pytest.mark.parametrize("spec", ["mobilenet_v2", "mobilenet_v2:width=0.35", "mobilenet_v2:input_size=32,width=0.35"])
 def test_mobilenet_v2_adds_the_input_exactly_where_it_may(spec: str) -> None:
     net, _ = on_meta(spec)
     blocks = [block for name, stage in net.features.named_children() if "stage" in name for block in stage]

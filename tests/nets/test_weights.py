@@ -64,7 +64,7 @@ def test_a_key_that_is_missing_left_over_or_of_another_shape_is_named() -> None:
     key = "features.3.conv.1.0.weight"
     with pytest.raises(AerogelError, match=rf"lacks '{key}'.*name of features.stage2.block2.body.depthwise"):
         load_weights(net, {k: v for k, v in held.items() if k != key}, "torchvision")
-    with pytest.raises(AerogelError, match="'extra.weight' has no place in mobilenet_v2"):
+    with pytest.raises(AerogelError, match=r"'extra\.weight' has no place in mobilenet_v2"):
         load_weights(net, held | {"extra.weight": torch.zeros(1)}, "torchvision")
     with pytest.raises(AerogelError, match=rf"'{key}' has shape \(1,\).*width and num_classes"):
         load_weights(net, held | {key: torch.zeros(1)}, "torchvision")
@@ -74,7 +74,7 @@ def test_a_key_that_is_missing_left_over_or_of_another_shape_is_named() -> None:
 def test_a_source_or_net_without_a_layout_is_refused() -> None:
     with pytest.raises(AerogelError, match="no layout for source 'keras'; known: timm, torchvision"):
         load_weights(nets.build("mobilenet_v2", width=0.35), {}, "keras")
-    with pytest.raises(AerogelError, match="lenet5 has no layout.*nets with layouts: .*mobilenet_v2"):
+    with pytest.raises(AerogelError, match=r"lenet5 has no layout.*nets with layouts: .*mobilenet_v2"):
         load_weights(nets.build("lenet5"), {}, "torchvision")
 
 

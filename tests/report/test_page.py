@@ -389,7 +389,5 @@ def test_unknown_version_is_refused(report: Any, tmp_path: Path) -> None:
 
 
 def test_a_value_that_json_cannot_hold_is_refused() -> None:
-    with pytest.raises(
-        AerogelError, match=r"report: every value must be JSON-able .*(PosixPath|WindowsPath)"
-    ):
+    with pytest.raises(AerogelError, match=r"report: every value must be JSON-able .*(PosixPath|WindowsPath)"):
         render({"version": 1, "run": Path("runs/x")})

@@ -1,6 +1,6 @@
 """Makes checkpoints.json from the libraries' own nets; needs torchvision and timm, which the tests do not.
 
-    python tests/nets/goldens/make_checkpoints.py
+python tests/nets/goldens/make_checkpoints.py
 """
 
 from __future__ import annotations
