@@ -329,7 +329,8 @@ def test_the_zoo_as_a_table_and_for_machines(monkeypatch: pytest.MonkeyPatch, ae
     assert (vgg["net"], vgg["input"], vgg["macs"]) == ("vgg16", [1, 3, 224, 224], 15_470_264_320)
     assert lenet["args"] == build("lenet5").spec["args"]
     table = aerogel("nets").out.splitlines()
-    assert table[0].split() == ["net", "input", "params", "MACs", "access", "peak"]
+    ours, papers = ["params", "MACs", "access", "peak"], ["paper:", "params", "MACs", "top-1"]
+    assert table[0].split() == ["net", "input", *ours, *papers]
     assert [line.split()[:4] for line in table[1:]] == [
         ["lenet5", "1x28x28", "431", "K"],
         ["vgg16", "3x224x224", "138", "M"],

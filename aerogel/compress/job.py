@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from aerogel import data as datasets
@@ -31,7 +30,6 @@ from aerogel.train import (
     Objective,
     Recipe,
     Signals,
-    State,
     Step,
     fit,
     load_checkpoint,
@@ -101,15 +99,9 @@ class Job:
         if state.step:
             self.console.say(stage, f"goes on at step {state.step:,} of {state.total:,}")
 
-        def keep(state: State) -> Path:
-            try:
-                return save_checkpoint(folder, state)
-            except SafetensorError as error:  # how its writer tells of a full disk
-                raise AerogelError(f"cannot write {folder}: {error}; make room on the disk") from error
-
         with self.console.progress(stage, state.total) as show:
             log = _Log(run, stage, show, max(1, state.total // EVENTS))
-            return fit(state, self.data, on_step=log, save=keep, signals=self.signals)
+            return fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s), signals=self.signals)
 
 
 class _Log:

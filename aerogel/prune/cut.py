@@ -120,7 +120,6 @@ def _proven(
             break
         coupling = without_failing(model, args, kwargs, coupling, removed, problem)
     smaller = resize(_copy(model), slices(named_weights(model), kept))
-    smaller.zero_grad(set_to_none=True)  # what the copy brought along fits no new shape
     return Cut(smaller, count(graph), count(capture(smaller, args, kwargs)), error, kept, coupling.frozen)
 
 

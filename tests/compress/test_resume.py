@@ -145,7 +145,7 @@ def test_a_run_survives_ctrl_c_a_full_disk_sigterm_and_kill(
     last = aerogel("resume", run)
     assert last.code == 0, last
     assert "done so far: check, baseline, plan, cut 001\n" in last.out
-    assert re.search(r"^step 001  goes on at step \d+ of 320$", last.out, re.MULTILINE)
+    assert re.search(r"^step 001  goes on at step \d+ of 640$", last.out, re.MULTILINE)
     assert weights(run / "model") == weights(finished.path / "model")
     assert set(digest(run)) == set(digest(finished.path))
     report = json.loads((run / "report.json").read_text())

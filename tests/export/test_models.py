@@ -44,14 +44,14 @@ class Tied(nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run beside own.py; forget it afterwards. Nothing a file holds has run."""
+    """Run beside own_net.py; forget it afterwards. Nothing a file holds has run."""
     monkeypatch.chdir(tmp_path)
-    Path("own.py").write_text(OWN)
+    Path("own_net.py").write_text(OWN)
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if name.startswith("aerogel_user") or name == "own":
+        if name.startswith("aerogel_user") or name == "own_net":
             del sys.modules[name]
     assert not Path("exploded").exists()
 
@@ -124,9 +124,9 @@ def test_a_net_without_those_arguments_takes_none(monkeypatch: pytest.MonkeyPatc
             "lenet5:num_classes=1000000000000000000",
             r"^model 'lenet5:num_classes=10+' cannot be built: .*; give smaller",
         ),
-        ("lenet5:name=3", r"^model 'lenet5:name=3' cannot be built: .*'name'"),
-        ("own.py:fails", r"^'own.py:fails' raised KeyError: 'weights.bin' at .*own.py:\d+; mend it there$"),
-        ("own.py:biuld", r"own.py has no 'biuld', got 'own.py:biuld'; did you mean build"),
+        ("lenet5:name=3", "^nets.build: lenet5 has no argument 'name'; known: conv_relu"),
+        ("own_net.py:fails", r"^'own_net.py:fails' raised KeyError: 'weights.bin' at .*own_net.py:\d+; mend it there$"),
+        ("own_net.py:biuld", r"own_net.py has no 'biuld', got 'own_net.py:biuld'; did you mean build"),
         ("elsewhere.py:build", r"no file elsewhere.py, got 'elsewhere.py:build'"),
         ("os:getcwd", r"^os:getcwd must return a torch.nn.Module, got str$"),
     ],
@@ -157,7 +157,7 @@ def test_images_that_are_not_square_are_refused() -> None:
         open_model("lenet5", input_shape=(1, 28, 30))
 
 
-@pytest.mark.parametrize("text", ["own.py:build", "own:build"])
+@pytest.mark.parametrize("text", ["own_net.py:build", "own_net:build"])
 def test_a_users_own_factory(text: str) -> None:
     opened = open_model(text, input_shape=(1, 28, 30), num_classes=3)
     assert [type(module) for module in opened.model] == [nn.Flatten, nn.Linear]  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_a_users_own_factory(text: str) -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    for text in ("lenet5", "own.py:build"):
+    for text in ("lenet5", "own_net.py:build"):
         found = []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
@@ -201,8 +201,8 @@ def test_the_name_of_a_net_means_the_net() -> None:
 
 
 def test_a_saved_factory_runs_only_with_trust() -> None:
-    net = import_factory("own.py:build")()
-    save(net, "a", factory="own.py:build")
+    net = import_factory("own_net.py:build")()
+    save(net, "a", factory="own_net.py:build")
     config = json.loads(Path("a/config.json").read_text())
     Path("canary.py").write_text("import os; os.system('touch exploded')")
     Path("a/config.json").write_text(json.dumps(config | {"factory": "canary.py:build"}))
@@ -212,7 +212,7 @@ def test_a_saved_factory_runs_only_with_trust() -> None:
         open_model("a")
     Path("a/config.json").write_text(json.dumps(config))
     opened = open_model("a", trust=True)
-    assert opened.factory == "own.py:build"
+    assert opened.factory == "own_net.py:build"
     assert torch.equal(answers(opened.model), answers(net))
 
 
@@ -243,11 +243,11 @@ def test_weights_come_from_a_folder_or_a_file(source: str) -> None:
 
 
 def test_tied_weights_may_have_either_name() -> None:
-    net, x = import_factory("own.py:Tied")(), torch.randn(3, 8)
+    net, x = import_factory("own_net.py:Tied")(), torch.randn(3, 8)
     torch.save(net.state_dict(), "both.pt")
     torch.save({name: t for name, t in net.state_dict().items() if name != "a.weight"}, "second.pt")
     for file in ("both.pt", "second.pt"):
-        again = load_weights(import_factory("own.py:Tied")(), file)
+        again = load_weights(import_factory("own_net.py:Tied")(), file)
         assert again.a.weight is again.b.weight
         assert torch.equal(answers(again, x), answers(net, x))
     torch.save(net.state_dict() | {"b.weight": torch.zeros(8, 8)}, "parted.pt")

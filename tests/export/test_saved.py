@@ -578,7 +578,7 @@ def test_a_field_that_is_wrong_is_named(changes: dict[str, Any], message: str, s
         ({"args": {"num_classes": "ten"}}, "num_classes must be an integer >= 1, got 'ten'"),
         ({"args": {"num_classes": 10**18}}, "lenet5 cannot be built with .*: Storage size"),
         ({"args": {"num_classes": 10**40}}, "lenet5 cannot be built with "),
-        ({"args": {"name": "lenet5"}}, "lenet5 cannot be built with "),
+        ({"args": {"name": "lenet5"}}, "lenet5 has no argument 'name'"),
     ],
 )
 def test_arguments_that_build_nothing_are_refused(changes: dict[str, Any], message: str, saved: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BATCH, SIDE = 2, 8
+from aerogel.prune import Cut, cut
+
+SIDE = 8
+IMAGE = torch.zeros(2, 3, SIDE, SIDE)
 Kept = Mapping[str, tuple[Tensor | None, ...]]
 
 # ---------------------------------------------------------------- blocks: forward(x (n, c, h, w), image) -> the same
@@ -210,7 +213,7 @@ def _block(draw: st.DrawFn, c: int, side: int) -> tuple[nn.Module, int, int]:
 
 @st.composite
 def nets(draw: st.DrawFn) -> nn.Module:
-    """A random network with random weights, for images (BATCH, 3, SIDE, SIDE)."""
+    """A random network with random weights, for images like IMAGE."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     c, side = draw(st.integers(3, 8)), SIDE
     stem = nn.Conv2d(3, c, 3, padding=1)
@@ -346,3 +349,35 @@ def assert_sliced(whole: nn.Module, cut: nn.Module, kept: Kept) -> None:
     expected, found = sliced_state(whole, kept), cut.state_dict()
     assert list(expected) == list(found)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+# ---------------------------------------------------------------- one network around one op
+
+
+class Around(nn.Module):
+    """conv1, whatever the test is about, conv2, conv3, mean, linear."""
+
+    def __init__(self, middle: Callable[[Around, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 2)
+        self.plain = torch.rand(8, 1, 1)  # neither parameter nor buffer
+        self.grid = nn.Parameter(torch.rand(6, 6))
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.middle(self, self.conv1(x)))
+        return self.fc(self.conv3(x.relu()).mean((2, 3)))
+
+
+def half(net: nn.Module, **options: Any) -> Cut:
+    """A cut to half of what can be cut, checked against the masked network."""
+    made = cut(net, (IMAGE,), target={"channels": 0.5}, **options)
+    assert_sliced(net, made.model, made.kept)
+    assert all(compare(net, made.model, made.kept, tuple(IMAGE.shape), keep=1, seeds=3))
+    return made
+
+
+def widths(net: nn.Module) -> dict[str, int]:
+    return {name: module.out_channels for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}

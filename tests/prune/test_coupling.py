@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from strategies import BATCH, SIDE, assert_sliced, compare, everything, first_names, leaves, nets
-from torch import nn
+from strategies import IMAGE, Around, assert_sliced, compare, everything, first_names, half, leaves, nets, widths
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aerogel.cost import count
 from aerogel.errors import CutError
@@ -18,8 +20,6 @@ from aerogel.graph import capture
 from aerogel.prune import Cut, cut
 from aerogel.prune.coupling import Coupling, couple
 
-SHAPE = (BATCH, 3, SIDE, SIDE)
-IMAGE = torch.zeros(SHAPE)
 
 # ---------------------------------------------------------------- by hand
 
@@ -73,7 +73,7 @@ class Shuffled(nn.Module):
         torch.manual_seed(0)
         self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(8, 1, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = torch.cat([self.a(x), self.b(x)], 1)
         n, c, h, w = x.shape
         return self.c(x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
@@ -92,6 +92,56 @@ def test_one_of_them_can_be_protected_alone() -> None:
     made = cut(Shuffled(), (IMAGE,), target={"channels": 0.5}, protect=["b"])
     assert made.frozen["a#2"] == "protected by 'b'"
     assert (made.model.a.out_channels, made.model.b.out_channels) == (4, 2)
+
+
+# ---------------------------------------------------------------- what stays whole, and why
+
+FROZEN: dict[str, tuple[Callable[[Around, Tensor], Tensor], str]] = {
+    "softmax": (lambda net, x: x.softmax(1), "op softmax (softmax) is not understood"),
+    "cumsum": (lambda net, x: x.cumsum(1), "op cumsum (cumsum) is not understood"),
+    "fft": (lambda net, x: torch.fft.fft(x, dim=1).abs(), "op fft_fft (fft_fft) is not understood"),
+    "slice": (lambda net, x: torch.cat([x[:, 4:], x[:, :4]], 1), "is not understood"),
+    "mean": (lambda net, x: x - x.mean(1, keepdim=True), "mean (mean) takes a statistic over channels"),
+    "pool": (lambda net, x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).view(x.shape),
+             "max_pool1d (max_pool1d) works along channels"),
+    "shift": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, -1)), "pad (pad) works along channels"),
+    "uneven": (lambda net, x: torch.cat(x.chunk(3, 1)[::-1], 1), "chunk (chunk) splits channels unevenly"),
+    "made": (lambda net, x: x * torch.arange(8.0).view(8, 1, 1), "tied to the network's input or to a constant"),
+    "plain": (lambda net, x: x * net.plain, "plain is a constant, neither parameter nor buffer"),
+    "weight": (lambda net, x: F.conv2d(x, net.conv2.weight * 2, padding=1), "convolves with a computed weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_what_is_not_understood_stays_whole(case: str) -> None:
+    middle, reason = FROZEN[case]
+    made = half(Around(middle))
+    assert reason in made.frozen["conv1.weight dim 0"]
+    assert made.frozen["conv1.weight dim 1"] == "tied to the network's input or to a constant"
+    assert made.frozen["fc.weight dim 0"] == "network output"
+    assert widths(made.model)["conv1"] == 8
+    assert widths(made.model)["conv3"] < 6, "the rest is cut all the same"
+
+
+def test_a_parameter_that_nothing_reads_is_named() -> None:
+    made = half(Around(lambda net, x: x))
+    assert made.frozen["grid"] == "no op of the example run reads it"
+    assert torch.equal(made.model.grid, Around(lambda net, x: x).grid)
+    made = half(Around(lambda net, x: x * net.grid))
+    assert "grid is used element by element" in made.frozen["grid"]
+    assert widths(made.model)["conv1"] < 8
+
+
+def test_a_gate_of_one_channel_is_named() -> None:
+    net = Around(lambda net, x: x * net.gate(x))
+    net.gate = nn.Conv2d(8, 1, 1)
+    assert half(net).frozen["gate.weight dim 0"] == "mul (mul) broadcasts it over channels"
+
+
+def test_a_layer_of_one_channel_is_named() -> None:
+    net = Around(lambda net, x: net.back(net.narrow(x)))
+    net.narrow, net.back = nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1)
+    assert half(net).frozen["narrow"] == "all of it is one coupled channel"
 
 
 # ---------------------------------------------------------------- random networks
@@ -137,7 +187,7 @@ def check(net: nn.Module, share: float) -> None:
         return
     assert [module.training for module in made.model.modules()] == flags
     assert_sliced(net, made.model, made.kept)
-    if not all(compare(net, made.model, made.kept, SHAPE, keep=share, seeds=4)):
+    if not all(compare(net, made.model, made.kept, tuple(IMAGE.shape), keep=share, seeds=4)):
         reject()  # no unit of some layer was alive: nothing was shown
     assert made.max_error <= 1e-4
     assert made.after.macs <= made.before.macs
@@ -151,7 +201,7 @@ def trains_a_step(net: nn.Module) -> None:
     torch.manual_seed(0)
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    loss = sum(out.square().mean() for out in leaves(net(torch.randn(SHAPE))))
+    loss = sum(out.square().mean() for out in leaves(net(torch.randn_like(IMAGE))))
     loss.backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in net.parameters())
     optimizer.step()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from strategies import Kept, assert_sliced, compare, first_names, randomise
+from strategies import IMAGE, Around, Kept, assert_sliced, compare, first_names, half, randomise, widths
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,87 +81,7 @@ def test_every_net_is_cut_exactly(name: str, keep: float, steps: int) -> None:
     cut_is_exact(name, keep, steps)
 
 
-# ---------------------------------------------------------------- what stays whole, and why
-
-
-class Around(nn.Module):
-    """conv1, whatever the test is about, conv2, conv3, mean, linear."""
-
-    def __init__(self, middle: Callable[[Around, Tensor], Tensor]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 6, 1)
-        self.fc = nn.Linear(6, 2)
-        self.plain = torch.rand(8, 1, 1)  # neither parameter nor buffer
-        self.grid = nn.Parameter(torch.rand(6, 6))
-        self.middle = middle
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv2(self.middle(self, self.conv1(x)))
-        return self.fc(self.conv3(x.relu()).mean((2, 3)))
-
-
-IMAGE = torch.zeros(2, 3, 8, 8)
-
-
-def half(net: nn.Module, **options: Any) -> Cut:
-    """A cut to half of what can be cut, checked against the masked network."""
-    made = cut(net, (IMAGE,), target={"channels": 0.5}, **options)
-    assert_sliced(net, made.model, made.kept)
-    assert all(compare(net, made.model, made.kept, tuple(IMAGE.shape), keep=1, seeds=3))
-    return made
-
-
-def widths(net: nn.Module) -> dict[str, int]:
-    return {name: module.out_channels for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-
-
-FROZEN: dict[str, tuple[Callable[[Around, Tensor], Tensor], str]] = {
-    "softmax": (lambda net, x: x.softmax(1), "op softmax (softmax) is not understood"),
-    "cumsum": (lambda net, x: x.cumsum(1), "op cumsum (cumsum) is not understood"),
-    "fft": (lambda net, x: torch.fft.fft(x, dim=1).abs(), "op fft_fft (fft_fft) is not understood"),
-    "slice": (lambda net, x: torch.cat([x[:, 4:], x[:, :4]], 1), "is not understood"),
-    "mean": (lambda net, x: x - x.mean(1, keepdim=True), "mean (mean) takes a statistic over channels"),
-    "pool": (lambda net, x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).view(x.shape),
-             "max_pool1d (max_pool1d) works along channels"),
-    "shift": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, -1)), "pad (pad) works along channels"),
-    "uneven": (lambda net, x: torch.cat(x.chunk(3, 1)[::-1], 1), "chunk (chunk) splits channels unevenly"),
-    "made": (lambda net, x: x * torch.arange(8.0).view(8, 1, 1), "tied to the network's input or to a constant"),
-    "plain": (lambda net, x: x * net.plain, "plain is a constant, neither parameter nor buffer"),
-    "weight": (lambda net, x: F.conv2d(x, net.conv2.weight * 2, padding=1), "convolves with a computed weight"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", FROZEN)
-def test_what_is_not_understood_stays_whole(case: str) -> None:
-    middle, reason = FROZEN[case]
-    made = half(Around(middle))
-    assert reason in made.frozen["conv1.weight dim 0"]
-    assert made.frozen["conv1.weight dim 1"] == "tied to the network's input or to a constant"
-    assert made.frozen["fc.weight dim 0"] == "network output"
-    assert widths(made.model)["conv1"] == 8
-    assert widths(made.model)["conv3"] < 6, "the rest is cut all the same"
-
-
-def test_a_parameter_that_nothing_reads_is_named() -> None:
-    made = half(Around(lambda net, x: x))
-    assert made.frozen["grid"] == "no op of the example run reads it"
-    assert torch.equal(made.model.grid, Around(lambda net, x: x).grid)
-    made = half(Around(lambda net, x: x * net.grid))
-    assert "grid is used element by element" in made.frozen["grid"]
-    assert widths(made.model)["conv1"] < 8
-
-
-def test_a_gate_of_one_channel_is_named() -> None:
-    net = Around(lambda net, x: x * net.gate(x))
-    net.gate = nn.Conv2d(8, 1, 1)
-    assert half(net).frozen["gate.weight dim 0"] == "mul (mul) broadcasts it over channels"
-
-
-def test_a_layer_of_one_channel_is_named() -> None:
-    net = Around(lambda net, x: net.back(net.narrow(x)))
-    net.narrow, net.back = nn.Conv2d(8, 1, 1), nn.Conv2d(1, 8, 1)
-    assert half(net).frozen["narrow"] == "all of it is one coupled channel"
+# ---------------------------------------------------------------- what the proof freezes
 
 
 def test_code_that_fails_once_it_is_cut_is_frozen_by_the_proof() -> None:
@@ -196,6 +115,17 @@ def test_numbers_that_change_with_the_width_are_frozen_by_the_proof() -> None:
     assert made.frozen["conv1"].startswith("cut and masked outputs differ by ")
     assert widths(made.model)["conv1"] == 8
     assert widths(made.model)["conv3"] < 6
+
+
+def test_cuts_that_fail_only_together_freeze_the_later_one() -> None:
+    def needs_twelve(net: Around, x: Tensor) -> Tensor:
+        if len(net.conv1.weight) + len(net.conv2.weight) < 12:
+            raise RuntimeError("too narrow")
+        return x
+
+    made = deepest(Around(needs_twelve), (IMAGE,), min_channels=4)
+    assert made.frozen["conv2"] == "forward fails once it is cut: RuntimeError: too narrow"
+    assert widths(made.model) == {"conv1": 4, "conv2": 8, "conv3": 4}
 
 
 def test_everything_frozen_is_an_error() -> None:
