@@ -20,7 +20,6 @@ from aerogel.graph import capture
 from aerogel.prune import Cut, cut
 from aerogel.prune.coupling import Coupling, couple
 
-
 # ---------------------------------------------------------------- by hand
 
 

@@ -15,7 +15,7 @@ from aerogel import nets
 from aerogel.cost import count
 from aerogel.errors import CaptureError, CutError
 from aerogel.graph import capture
-from aerogel.prune import Cut, cut, deepest
+from aerogel.prune import cut, deepest
 from aerogel.prune.cut import TOLERANCE, prove
 
 # ---------------------------------------------------------------- exact, on the nets of the papers
