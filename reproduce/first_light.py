@@ -25,7 +25,7 @@ from aerogel.compress.run import cpu_name
 RESULTS = Path(__file__).parent / "results" / "first_light.json"
 JOBS = {
     "vgg11_fashion_macs": "vgg11:width=0.25 --data fashion_mnist --target macs=0.25 --max-drop 1.0 --epochs 8",
-    "lenet5_mnist_latency": "lenet5 --data mnist --target latency=0.5 --max-drop 0.3 --epochs 4",
+    "lenet5_mnist_latency": "lenet5 --data mnist --target latency=0.5 --max-drop 0.3 --epochs 6 --config reproduce/recover_once.toml",
 }
 
 
@@ -44,7 +44,7 @@ def record(name: str, job: str, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
         words = [sys.executable, "-m", *command.split(), "--json", "--out", f"{folder}/run"]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=RESULTS.parents[2])
         seconds = time.time() - began
         if done.returncode not in (0, 2):
             raise SystemExit(f"{command} failed with code {done.returncode}")
