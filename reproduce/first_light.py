@@ -20,7 +20,7 @@ from typing import Any
 
 from results import add, held_seeds
 
-from aerogel.compress.run import cpu_name
+from aerogel.cost.latency import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "first_light.json"
 JOBS = {
