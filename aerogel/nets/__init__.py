@@ -25,8 +25,9 @@ from aerogel.nets.resnet import resnet18, resnet20, resnet34, resnet50, resnet56
 from aerogel.nets.shufflenet_v1 import shufflenet_v1
 from aerogel.nets.shufflenet_v2 import shufflenet_v2
 from aerogel.nets.vgg import vgg11, vgg13, vgg16, vgg19
+from aerogel.nets.weights import SOURCES, load_weights
 
-__all__ = ["NETS", "build", "parse"]
+__all__ = ["NETS", "SOURCES", "build", "load_weights", "parse"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from aerogel.errors import AerogelError
@@ -143,6 +144,31 @@ def inverted_residual(
     return Residual(body) if skip and stride == 1 and in_channels == out_channels else named(body=body)
 
 
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's SAME padding: ceil(size / stride) outputs, an odd total's larger half at the right and bottom."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, in, h, w) -> (n, out, ceil(h / stride), ceil(w / stride))."""
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+def set_padding(net: nn.Module, padding: str) -> None:
+    """In place. "same": every strided convolution of an odd kernel pads as TensorFlow does; at stride 1 both agree."""
+    if padding == "symmetric":
+        return
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Conv2d and max(child.stride) > 1 and max(child.kernel_size) > 1:
+                kernel, stride = child.kernel_size[0], child.stride[0]
+                same = SameConv2d(child.in_channels, child.out_channels, kernel, stride, groups=child.groups)
+                same.weight, same.bias = child.weight, child.bias
+                setattr(module, name, same)
+
+
 def strides_for(input_size: int, strides: Iterable[int]) -> list[int]:
     """The strides, stem first, as they are from 64 pixels up; below, the first two 2s are 1s."""
     result = list(strides)
@@ -220,7 +246,9 @@ _RULES: dict[str, _Rule] = {
     "limit": (lambda value: _is_number(value) and value > 0, "a number > 0"),
     "max_norm": (lambda value: value is None or (_is_number(value) and value > 0), "a number > 0, or none"),
     "groups": (lambda value: type(value) is int and value in (1, 2, 3, 4, 8), "1, 2, 3, 4 or 8"),
-    "shuffle": _FLAG,
+    "shuffle": (lambda value: type(value) is bool or value == "inverse", "true, false or inverse"),
+    "wiring": (lambda value: value in ("halves", "even_odd"), "halves or even_odd"),
+    "padding": (lambda value: value in ("symmetric", "same"), "symmetric or same"),
     "se": _FLAG,
     "residual": _FLAG,
     "merged": _FLAG,

@@ -40,6 +40,7 @@ from aerogel.nets.blocks import (
     named,
     pooled_linear,
     scaled,
+    set_padding,
     strides_for,
 )
 
@@ -96,11 +97,12 @@ def _mnasnet(name: str, table: tuple[Row, ...], stem: int, drop: float) -> Calla
         input_size: int = 224,
         width: float = 1.0,
         dropout: float = drop,
+        padding: str = "symmetric",
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.01,
     ) -> Net:
         check(name, num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
-        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum, padding=padding)
         norm = batch_norm_of(bn_eps, bn_momentum)
         stem_stride, *strides = strides_for(input_size, (2, *(row.s for row in table)))
         channels = scaled(stem, width)
@@ -122,6 +124,7 @@ def _mnasnet(name: str, table: tuple[Row, ...], stem: int, drop: float) -> Calla
         features.add_module("last", conv_unit(channels, LAST, 1, norm=norm))
         net = Net(features, pooled_linear(LAST, num_classes, dropout))
         initialise(net)
+        set_padding(net, padding)
         return net
 
     construct.__name__ = construct.__qualname__ = name

@@ -40,6 +40,7 @@ from aerogel.nets.blocks import (
     named,
     pooled_linear,
     scaled,
+    set_padding,
     strides_for,
 )
 
@@ -72,13 +73,14 @@ def mobilenet_v1(
     activation: str = "relu6",
     depthwise: bool = True,
     dropout: float = 0.0,
+    padding: str = "symmetric",
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
 ) -> Net:
     """MobileNetV1 of Table 1; input_size from 8."""
     name = "mobilenet_v1"
     check(name, num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
-    check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+    check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum, padding=padding)
     check(name, activation=activation, depthwise=depthwise)
     norm, act = batch_norm_of(bn_eps, bn_momentum), ACTIVATIONS[activation]
     stem_stride, *strides = strides_for(input_size, (2, *(row.s for row in TABLE_1)))
@@ -98,6 +100,7 @@ def mobilenet_v1(
         features.add_module(f"stage{number}", stage)
     net = Net(features, pooled_linear(channels, num_classes, dropout))
     initialise(net)
+    set_padding(net, padding)
     return net
 
 

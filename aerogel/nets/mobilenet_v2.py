@@ -37,6 +37,7 @@ from aerogel.nets.blocks import (
     named,
     pooled_linear,
     scaled,
+    set_padding,
     strides_for,
 )
 
@@ -69,12 +70,13 @@ def mobilenet_v2(
     input_size: int = 224,
     width: float = 1.0,
     dropout: float = 0.2,
+    padding: str = "symmetric",
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
 ) -> Net:
     """MobileNetV2 of Table 2; input_size from 8."""
     check("mobilenet_v2", num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
-    check("mobilenet_v2", smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+    check("mobilenet_v2", smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum, padding=padding)
     norm = batch_norm_of(bn_eps, bn_momentum)
     stem_stride, *strides = strides_for(input_size, (2, *(row.s for row in TABLE_2)))
     channels = scaled(STEM, width)
@@ -92,4 +94,5 @@ def mobilenet_v2(
     features.add_module("last", conv_unit(channels, last, 1, norm=norm, act=nn.ReLU6))
     net = Net(features, pooled_linear(last, num_classes, dropout))
     initialise(net)
+    set_padding(net, padding)
     return net

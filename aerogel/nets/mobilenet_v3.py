@@ -54,6 +54,7 @@ from aerogel.nets.blocks import (
     named,
     pooled_linear,
     scaled,
+    set_padding,
     strides_for,
 )
 
@@ -116,11 +117,12 @@ def _mobilenet_v3(name: str, table: tuple[Row, ...], features_out: int) -> Calla
         last_stage: str = "efficient",
         last_channels: int = features_out,
         dropout: float = 0.2,
+        padding: str = "symmetric",
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.01,
     ) -> Net:
         check(name, num_classes=num_classes, in_channels=in_channels, width=width, dropout=dropout)
-        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
+        check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum, padding=padding)
         check(name, minimalistic=minimalistic, last_stage=last_stage, last_channels=last_channels)
         norm, act = batch_norm_of(bn_eps, bn_momentum), nn.ReLU if minimalistic else nn.Hardswish
         stem_stride, *strides = strides_for(input_size, (2, *(row.s for row in table)))
@@ -142,6 +144,7 @@ def _mobilenet_v3(name: str, table: tuple[Row, ...], features_out: int) -> Calla
             classifier = _two_layers(expanded, last, num_classes, dropout, act)
         net = Net(features, classifier)
         initialise(net)
+        set_padding(net, padding)
         return net
 
     construct.__name__ = construct.__qualname__ = name

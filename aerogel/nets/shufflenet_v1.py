@@ -29,8 +29,9 @@ whole part (24 at 1.5x, which gives the paper's 292M), to the nearest multiple o
 Below 64 pixels the stem has stride 1 and no pooling, so that 32 pixels end at 4x4.
 se: squeeze-and-excite before the sum. The paper does not give its reduction; the usual 16 makes 526M at 2x, its 527M.
 Differs: megvii's code shuffles after the depthwise, by the inverse permutation (equal only where a group has as
-many channels as there are groups), and its linear layer has no bias. Here the shuffle is the paper's. The pooled
-input comes first, and the ReLU before the concatenation, as in megvii's code; the pooled input is not negative.
+many channels as there are groups), and its linear layer has no bias. Here the shuffle is the paper's;
+shuffle="inverse" takes that permutation, for its checkpoints. The pooled input comes first, and the ReLU before the
+concatenation, as in megvii's code; the pooled input is not negative.
 """
 
 from __future__ import annotations
@@ -99,12 +100,12 @@ def shufflenet_v1(
     input_size: int = 224,
     groups: int = 3,
     width: float = 1.0,
-    shuffle: bool = True,
+    shuffle: bool | str = True,
     se: bool = False,
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
 ) -> Net:
-    """ShuffleNet; groups 1, 2, 3, 4 or 8; shuffle=False for the paper's ablation; input_size from 8."""
+    """ShuffleNet; groups 1, 2, 3, 4 or 8; shuffle true, false (the paper's ablation) or inverse; input_size from 8."""
     name = "shufflenet_v1"
     check(name, num_classes=num_classes, in_channels=in_channels, groups=groups, width=width, shuffle=shuffle, se=se)
     check(name, smallest=8, input_size=input_size, bn_eps=bn_eps, bn_momentum=bn_momentum)
@@ -144,7 +145,7 @@ def bottleneck(
     *,
     stride: int,
     groups: tuple[int, int],
-    shuffle: bool,
+    shuffle: bool | str,
     se: bool,
     norm: Norm,
 ) -> nn.Sequential:
@@ -156,7 +157,8 @@ def bottleneck(
     made = out_channels if stride == 1 else out_channels - in_channels
     body = named(reduce=conv_unit(in_channels, middle, 1, groups=groups[0], norm=norm))
     if shuffle and groups[1] > 1:
-        body.add_module("shuffle", ChannelShuffle(groups[1]))
+        inverse = shuffle == "inverse"  # is the shuffle of as many groups as a group has channels
+        body.add_module("shuffle", ChannelShuffle(middle // groups[1] if inverse else groups[1]))
     body.add_module("depthwise", conv_unit(middle, middle, 3, stride=stride, groups=middle, norm=norm, act=None))
     body.add_module("expand", conv_unit(middle, made, 1, groups=groups[1], norm=norm, act=None))
     if se:

@@ -24,8 +24,9 @@ Below 64 pixels the stem has stride 1 and no pooling, so that 32 pixels end at 4
 se: squeeze-and-excite ends the computed side. The paper does not give its reduction; here the usual 16.
 residual: the half that is computed on is added before the last ReLU, for nets over 100 layers.
 Follows torchvision: halves are split at a unit's start, the kept one comes first, the shuffle ends the unit, the
-linear layer has a bias. megvii's code takes even and odd channels at the start instead, so that its weights need
-another order of channels, has no such bias, and drops out 0.2 at 2x.
+linear layer has a bias. megvii's code takes even and odd channels at the start instead, gives the shortcut of a
+down-sampling unit as many channels as its input (wiring="even_odd", for its checkpoints; `merged` means nothing there),
+has no such bias, and drops out 0.2 at 2x.
 
 The merged unit. The paper (section 4) calls concatenation, shuffle and the next split one element-wise operation.
 Plain: concatenate, copy transposed, split. Merged: one concatenation along a new axis writes the two sides interleaved,
@@ -85,21 +86,29 @@ class Unit(nn.Module):
     """shuffle(concatenate(kept, body(taken))), where kept and taken are the two halves of x.
 
     With a shortcut, kept is shortcut(x) and taken is x. `merged` may be switched at any time.
+    Wired even_odd: concatenate(kept, body(taken)), where kept are the even channels of x and taken the odd ones.
     """
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, *, merged: bool = True) -> None:
+    def __init__(
+        self, body: nn.Module, shortcut: nn.Module | None = None, *, merged: bool = True, wiring: str = "halves"
+    ) -> None:
         super().__init__()
         self.shortcut = shortcut
         self.body = body
         self.merged = merged
+        self.wiring = wiring
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(n, c, h, w) -> (n, 2 * channels of the body, h', w')."""
-        if self.shortcut is None:
-            kept, taken = x.chunk(2, dim=1)
-        else:
+        if self.shortcut is not None:
             kept, taken = self.shortcut(x), x
+        elif self.wiring == "even_odd":
+            kept, taken = x[:, ::2], x[:, 1::2]
+        else:
+            kept, taken = x.chunk(2, dim=1)
         made = self.body(taken)
+        if self.wiring == "even_odd":
+            return torch.cat((kept, made), dim=1)
         return interleave(kept, made) if self.merged else channel_shuffle(torch.cat((kept, made), dim=1), 2)
 
 
@@ -118,13 +127,14 @@ def shufflenet_v2(
     residual: bool = False,
     layout: str | int = "mobile",
     merged: bool = True,
+    wiring: str = "halves",
     bn_eps: float = 1e-5,
     bn_momentum: float = 0.1,
 ) -> Net:
-    """ShuffleNetV2; layout mobile, or 50 or 164 of the paper's appendix; input_size from 8."""
+    """ShuffleNetV2; layout mobile, or 50 or 164 of the appendix; wiring halves or even_odd; input_size from 8."""
     name = "shufflenet_v2"
     check(name, num_classes=num_classes, in_channels=in_channels, width=width, se=se, residual=residual)
-    check(name, smallest=8, input_size=input_size, layout=layout, merged=merged)
+    check(name, smallest=8, input_size=input_size, layout=layout, merged=merged, wiring=wiring)
     check(name, bn_eps=bn_eps, bn_momentum=bn_momentum)
     norm = batch_norm_of(bn_eps, bn_momentum)
     table = LAYOUTS[str(layout)]
@@ -133,15 +143,16 @@ def shufflenet_v2(
     last = WIDE_LAST if out >= WIDE_FROM else LAST
     for number, (units, stride) in enumerate(zip(table.units, table.strides, strict=True), start=2):
         half = out // 2
+        through = half if wiring == "halves" else channels  # channels of the first unit's shortcut
         shortcut = named(
             depthwise=conv_unit(channels, channels, 3, stride=stride, groups=channels, norm=norm, act=None),
-            project=conv_unit(channels, half, 1, norm=norm),
+            project=conv_unit(channels, through, 1, norm=norm),
         )
-        body = _body(channels, half, stride=stride, se=se, residual=False, norm=norm)
-        stage = named(block1=Unit(body, shortcut, merged=merged))
+        body = _body(channels, half, out - through, stride=stride, se=se, residual=False, norm=norm)
+        stage = named(block1=Unit(body, shortcut, merged=merged, wiring=wiring))
         for index in range(2, units + 1):
-            body = _body(half, half, stride=1, se=se, residual=residual, norm=norm)
-            stage.add_module(f"block{index}", Unit(body, merged=merged))
+            body = _body(half, half, half, stride=1, se=se, residual=residual, norm=norm)
+            stage.add_module(f"block{index}", Unit(body, merged=merged, wiring=wiring))
         features.add_module(f"stage{number}", stage)
         channels, out = out, 2 * out
     features.add_module("last", conv_unit(channels, last, 1, norm=norm))
@@ -169,13 +180,13 @@ def _stem(in_channels: int, table: tuple[int, ...], norm: Norm, *, small: bool) 
     return stem
 
 
-def _body(in_channels: int, half: int, *, stride: int, se: bool, residual: bool, norm: Norm) -> nn.Module:
-    """The side of a unit that computes: (n, in, h, w) -> (n, half, h / stride, w / stride)."""
+def _body(in_channels: int, half: int, made: int, *, stride: int, se: bool, residual: bool, norm: Norm) -> nn.Module:
+    """The side of a unit that computes, `half` channels inside: (n, in, h, w) -> (n, made, h / stride, w / stride)."""
     body = named(
         reduce=conv_unit(in_channels, half, 1, norm=norm),
         depthwise=conv_unit(half, half, 3, stride=stride, groups=half, norm=norm, act=None),
-        expand=conv_unit(half, half, 1, norm=norm, act=None if residual else nn.ReLU),
+        expand=conv_unit(half, made, 1, norm=norm, act=None if residual else nn.ReLU),
     )
     if se:
-        body.add_module("se", SqueezeExcite(half, max(1, half // REDUCTION), nn.Sigmoid))
+        body.add_module("se", SqueezeExcite(made, max(1, made // REDUCTION), nn.Sigmoid))
     return Residual(body, act=nn.ReLU()) if residual else body

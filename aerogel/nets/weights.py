@@ -1,26 +1,31 @@
-"""Public checkpoints: torchvision's and timm's names for the weights of our nets, and what else a checkpoint needs.
+"""Public checkpoints: other libraries' names for the weights of our nets, and what else a checkpoint needs.
 
 `load_weights(net, state_dict, source="torchvision")` renames every key, checks that each fits, sets the batch-norm
 constants that the checkpoint was trained with, and notes its preprocessing in `net.preprocessing`. A key that is
 missing, left over or of another shape is refused by name. Nothing is downloaded: the state dict is the caller's.
 
-Facts of the layouts: torchvision 0.29 (mobilenet_v2, mobilenet_v3_*, shufflenet_v2_*, mnasnet*), timm 1.0
-(mobilenetv1_*, mobilenetv2_*, mobilenetv3_*_100, mnasnet_*, semnasnet_*). timm's `tf_*` checkpoints need TensorFlow's
-SAME padding, which these nets do not have, and its mnasnet_small adds a residual that Google's code does not: they
-would load and answer wrongly, so there is no layout for them.
+torchvision  0.29: mobilenet_v2, mobilenet_v3_*, shufflenet_v2_*, mnasnet*
+timm         1.0: mobilenetv1_*, mobilenetv2_*, mobilenetv3_*_100, mnasnet_*, semnasnet_*
+timm_tf      1.0: tf_mobilenetv3_*, ported from TensorFlow: SAME padding (padding="same"), eps 1e-3, mean = std = 0.5
+megvii       ShuffleNet-Series, ShuffleNetV1 and V2: see aerogel/nets/megvii.py
+timm's mnasnet_small adds a residual that Google's code does not: it would load and answer wrongly, so it has no layout.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aerogel.errors import AerogelError, nearest
+from aerogel.nets import megvii
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of pixels scaled to [0, 1], RGB
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 _BLOCK = re.compile(r"features\.stage(\d+)\.block(\d+)\.(.+)")
 _UNITS = ("expand", "depthwise", "se", "project")  # of an inverted residual, in order
@@ -28,47 +33,85 @@ _UNITS = ("expand", "depthwise", "se", "project")  # of an inverted residual, in
 
 @dataclass(frozen=True)
 class Layout:
-    """How one library names one net: our key -> its key; the batch-norm constants of its checkpoints."""
+    """How one library names one net: our key -> its key, None where it has none (zeros); what its checkpoints need.
 
-    rename: Callable[[list[str]], dict[str, str]]
+    needs: arguments the net must have been built with. adapt(net, {our key: tensor}) changes tensors in the dict.
+    """
+
+    rename: Callable[[list[str]], Mapping[str, str | None]]
     bn_eps: float = 1e-5
     bn_momentum: float = 0.1
+    preprocessing: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: IMAGENET)
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    adapt: Callable[[nn.Module, dict[str, Tensor]], None] | None = None
 
 
-def load_weights(net: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Puts a library's checkpoint into our net of the same kind, in place.
+def load_weights(
+    net: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    source: str,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> nn.Module:
+    """Puts another library's checkpoint into our net of the same kind, in place, and returns it.
 
-    source: "torchvision" or "timm". Raises AerogelError for a net or source without a layout, and naming the first
-    key that is missing, left over or of another shape.
+    source: "torchvision", "timm", "timm_tf" or "megvii". mean, std: by channel (R, G, B), of pixels scaled to [0, 1],
+    where the checkpoint was trained with others than its source's usual ones; noted in net.preprocessing.
+    Raises AerogelError for a net or source without a layout, a net built otherwise than the checkpoint needs, and
+    naming the first key that is missing, left over or of another shape. A refusal changes nothing.
     """
-    name = getattr(net, "spec", {}).get("net", type(net).__name__)
+    name, layout = _layout(net, source)
+    own = net.state_dict()
+    theirs = layout.rename(list(own))
+    renamed = {ours: _fitting(name, source, ours, own[ours], key, state_dict) for ours, key in theirs.items()}
+    left = sorted(set(state_dict) - set(theirs.values()))
+    if left:
+        raise AerogelError(f"load_weights: {left[0]!r} has no place in {name}; is it another net's checkpoint?")
+    if layout.adapt:
+        layout.adapt(net, renamed)
+    net.load_state_dict(renamed)
+    _set_norms(net, layout)
+    usual = layout.preprocessing
+    net.preprocessing = {"mean": mean or usual["mean"], "std": std or usual["std"]}  # type: ignore[assignment]
+    return net
+
+
+def _layout(net: nn.Module, source: str) -> tuple[str, Layout]:
+    """The net's name and its layout; raises AerogelError where there is none, or the net is built otherwise."""
+    spec = getattr(net, "spec", {})
+    name = spec.get("net", type(net).__name__)
     sources = LAYOUTS.get(name, {})
     if source not in sources:
         known = ", ".join(sorted(sources)) or f"none for this net; nets with layouts: {', '.join(sorted(LAYOUTS))}"
         raise AerogelError(f"load_weights: {name} has no layout for source {source!r}; known: {known}")
-    layout, own = sources[source], net.state_dict()
-    theirs = layout.rename(list(own))
-    renamed: dict[str, Tensor] = {}
-    for ours, key in theirs.items():
-        if key not in state_dict:
-            near = nearest(key, state_dict.keys()) if state_dict else "it is empty"
-            raise AerogelError(f"load_weights: the state dict lacks {key!r} ({source}'s name of {ours}); {near}")
-        tensor = state_dict[key]
-        if tensor.ndim == 4 and own[ours].ndim == 2 and tensor.shape[2:] == (1, 1):
-            tensor = tensor.flatten(1)  # a 1x1 convolution after the pool is a linear layer
-        if tensor.shape != own[ours].shape:
+    for argument, value in sources[source].needs.items():
+        if spec["args"][argument] != value:
             raise AerogelError(
-                f"load_weights: {key!r} has shape {tuple(tensor.shape)}, {name}'s {ours} needs "
-                f"{tuple(own[ours].shape)}; build the net with the checkpoint's width and num_classes"
+                f"load_weights: a {source} checkpoint of {name} needs {argument}={value!r}, "
+                f"the net has {spec['args'][argument]!r}; build it with {name}:{argument}={value}"
             )
-        renamed[ours] = tensor
-    left = sorted(set(state_dict) - set(theirs.values()))
-    if left:
-        raise AerogelError(f"load_weights: {left[0]!r} has no place in {name}; is it another net's checkpoint?")
-    net.load_state_dict(renamed)
-    _set_norms(net, layout)
-    net.preprocessing = dict(IMAGENET)  # type: ignore[assignment]
-    return net
+    return name, sources[source]
+
+
+def _fitting(
+    name: str, source: str, ours: str, own: Tensor, key: str | None, state_dict: Mapping[str, Tensor]
+) -> Tensor:
+    """The checkpoint's tensor for one of ours. Raises AerogelError when it is missing or of another shape."""
+    if key is None:
+        return torch.zeros_like(own)
+    if key not in state_dict:
+        near = nearest(key, state_dict.keys()) if state_dict else "it is empty"
+        raise AerogelError(f"load_weights: the state dict lacks {key!r} ({source}'s name of {ours}); {near}")
+    tensor = state_dict[key]
+    if tensor.ndim == 4 and own.ndim == 2 and tensor.shape[2:] == (1, 1):
+        tensor = tensor.flatten(1)  # a 1x1 convolution after the pool is a linear layer
+    if tensor.shape != own.shape:
+        raise AerogelError(
+            f"load_weights: {key!r} has shape {tuple(tensor.shape)}, {name}'s {ours} needs {tuple(own.shape)}; "
+            "build the net with the checkpoint's width and num_classes"
+        )
+    return tensor
 
 
 def _set_norms(net: nn.Module, layout: Layout) -> None:
@@ -243,25 +286,49 @@ def _with_prefix(key: str, fixed: dict[str, str], head: dict[str, str], numbered
 _FC = {"classifier.fc": "classifier"}
 _TIMM_HEAD = {"features.last.conv": "conv_head", "features.last.bn": "bn2", **_FC}
 _V3 = Layout(
-    _torchvision_inverted("block", {"classifier.last": "classifier.0", "classifier.fc": "classifier.3"}), 1e-3, 0.01
+    _torchvision_inverted("block", {"classifier.last": "classifier.0", "classifier.fc": "classifier.3"}),
+    1e-3,
+    0.01,
+    needs={"padding": "symmetric"},
 )
 
 
-def _timm_v3(stage: int) -> Layout:
+def _timm_v3(stage: int, **needed: Any) -> Layout:
     """timm holds the last convolution as a stage of its own, and the layer after the pool as a convolution."""
     last = {"features.last.conv": f"blocks.{stage}.0.conv", "features.last.bn": f"blocks.{stage}.0.bn1"}
-    return Layout(_timm(last | {"classifier.last": "conv_head"} | _FC))
+    return Layout(_timm(last | {"classifier.last": "conv_head"} | _FC), **needed)
 
+
+_TF: dict[str, Any] = {"bn_eps": 1e-3, "preprocessing": HALF, "needs": {"padding": "same"}}
+_SYMMETRIC = {"padding": "symmetric"}
+_MEGVII_IMAGES = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # 0 to 255 as they are; adapt turns BGR into RGB
 
 LAYOUTS: dict[str, dict[str, Layout]] = {
-    "mobilenet_v1": {"timm": Layout(_timm(_FC))},
+    "mobilenet_v1": {"timm": Layout(_timm(_FC), needs=_SYMMETRIC | {"activation": "relu6"})},
     "mobilenet_v2": {
-        "torchvision": Layout(_torchvision_inverted("conv", {"classifier.fc": "classifier.1"})),
-        "timm": Layout(_timm(_TIMM_HEAD)),
+        "torchvision": Layout(_torchvision_inverted("conv", {"classifier.fc": "classifier.1"}), needs=_SYMMETRIC),
+        "timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC),
     },
-    "mobilenet_v3_large": {"torchvision": _V3, "timm": _timm_v3(6)},
-    "mobilenet_v3_small": {"torchvision": _V3, "timm": _timm_v3(5)},
-    "mnasnet_b1": {"torchvision": Layout(_torchvision_mnasnet, 1e-5, 3e-4), "timm": Layout(_timm(_TIMM_HEAD))},
-    "mnasnet_a1": {"timm": Layout(_timm(_TIMM_HEAD))},
-    "shufflenet_v2": {"torchvision": Layout(_torchvision_shufflenet_v2)},
+    "mobilenet_v3_large": {"torchvision": _V3, "timm": _timm_v3(6, needs=_SYMMETRIC), "timm_tf": _timm_v3(6, **_TF)},
+    "mobilenet_v3_small": {"torchvision": _V3, "timm": _timm_v3(5, needs=_SYMMETRIC), "timm_tf": _timm_v3(5, **_TF)},
+    "mnasnet_b1": {
+        "torchvision": Layout(_torchvision_mnasnet, 1e-5, 3e-4, needs=_SYMMETRIC),
+        "timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC),
+    },
+    "mnasnet_a1": {"timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC)},
+    "shufflenet_v1": {
+        "megvii": Layout(
+            megvii.shufflenet_v1,
+            preprocessing=_MEGVII_IMAGES,
+            needs={"shuffle": "inverse"},
+            adapt=megvii.shuffled_depthwise,
+        )
+    },
+    "shufflenet_v2": {
+        "torchvision": Layout(_torchvision_shufflenet_v2, needs={"wiring": "halves"}),
+        "megvii": Layout(
+            megvii.shufflenet_v2, preprocessing=_MEGVII_IMAGES, needs={"wiring": "even_odd"}, adapt=megvii.rgb
+        ),
+    },
 }
+SOURCES = tuple(sorted({source for held in LAYOUTS.values() for source in held}))
