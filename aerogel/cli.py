@@ -43,7 +43,9 @@ Target = Annotated[
     list[str] | None, typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")
 ]
 Drop = Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")]
-Weights = Annotated[str | None, typer.Option(help="saved folder, .safetensors, or a .pt state dict")]
+Weights = Annotated[
+    str | None, typer.Option(help="saved folder, .safetensors or .pt state dict; another library's as timm:FILE")
+]
 Out = Annotated[Path | None, typer.Option(help="folder to write; never overwritten")]
 Size = Annotated[str | None, typer.Option("--input", metavar="C,H,W", help="input size; images are resized to it")]
 Seed = Annotated[int | None, typer.Option(help="of initial weights, data order, augmentation")]

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aerogel.errors import AerogelError, nearest
+from aerogel.export import split_source
 from aerogel.train import Recipe
 
 MISSING = {"model": "name a MODEL, such as lenet5", "data": "name a set with --data"}
@@ -116,7 +117,7 @@ def _located(settings: Settings) -> Settings:
     changes = {
         "model": _absolute(settings.model) if Path(settings.model).is_dir() else _located_factory(settings.model),
         "data": _located_factory(settings.data),
-        "weights": settings.weights and _absolute(settings.weights),
+        "weights": settings.weights and _located_weights(settings.weights),
         "data_root": root and _absolute(root),
     }
     return settings.model_copy(update=changes)
@@ -129,6 +130,12 @@ def _located_factory(text: str) -> str:
         return f"folder:{_absolute(path)}"
     source, _, name = text.rpartition(":")
     return f"{_absolute(source)}:{name}" if source.endswith(".py") else text
+
+
+def _located_weights(text: str) -> str:
+    """`timm:PATH` and PATH with an absolute path."""
+    source, path = split_source(text)
+    return f"{source}:{_absolute(path)}" if source else _absolute(path)
 
 
 def _absolute(path: str) -> str:

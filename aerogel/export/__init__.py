@@ -3,6 +3,7 @@
 from aerogel.export.models import Opened as Opened
 from aerogel.export.models import input_of as input_of
 from aerogel.export.models import open_model as open_model
+from aerogel.export.models import split_source as split_source
 from aerogel.export.saved import Config as Config
 from aerogel.export.saved import InputSpec as InputSpec
 from aerogel.export.saved import load as load

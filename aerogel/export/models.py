@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,17 @@ from torch import nn
 
 from aerogel import nets
 from aerogel.errors import AerogelError, nearest
-from aerogel.export.saved import CONFIG, InputSpec, call_factory, load, load_weights, read_config, spec_of
+from aerogel.export.saved import (
+    CONFIG,
+    InputSpec,
+    call_factory,
+    input_of_checkpoint,
+    load,
+    load_weights,
+    read_config,
+    read_state,
+    spec_of,
+)
 from aerogel.imports import import_factory, one_line
 
 
@@ -38,6 +49,7 @@ def open_model(
 
     "lenet5", "mobilenet_v2:width=0.5" (input_shape and num_classes fill in what the text leaves open),
     a saved folder, "file.py:build" or "package.module:build".
+    weights: a saved folder, a file, or SOURCE:FILE for another library's checkpoint (aerogel.nets.SOURCES).
     A name of the zoo means the zoo, also where a folder has that name: write ./lenet5 for the folder.
     Raises AerogelError for an unknown name, arguments that contradict the data, or weights that do not fit.
     """
@@ -53,10 +65,29 @@ def open_model(
             f"model {text!r} is no net and no folder; {nearest(name, nets.NETS)}; "
             "your own is file.py:factory or package.module:factory"
         )
-    if weights is not None:
-        load_weights(opened.model, weights)
-        opened = replace(opened, trained=True)
-    return opened
+    if weights is None:
+        return opened
+    source, file = split_source(weights)
+    if source is None:
+        load_weights(opened.model, file)
+        return replace(opened, trained=True)
+    nets.load_weights(opened.model, read_state(Path(file)), source, **_pretrained_cfg(Path(file)))
+    return replace(opened, trained=True, input=input_of_checkpoint(opened.model))
+
+
+def split_source(weights: str) -> tuple[str | None, str]:
+    """ "timm:model.safetensors" -> ("timm", "model.safetensors"); (None, the text) without a source's name."""
+    source, colon, file = weights.partition(":")
+    return (source, file) if colon and source in nets.SOURCES else (None, weights)
+
+
+def _pretrained_cfg(file: Path) -> dict[str, tuple[float, ...]]:
+    """mean and std of timm's own config.json beside the weights; nothing when there is none."""
+    try:
+        held = json.loads((file.parent / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
+        return {key: tuple(map(float, held[key])) for key in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # another file by that name, or none
 
 
 def _from_folder(text: str, trust: bool) -> Opened:

@@ -79,7 +79,7 @@ def save(
     """Writes config.json and model.safetensors into a new folder, whole or not at all.
 
     factory: "file.py:build" or "package.module:build", for a network that `aerogel.nets.build` did not make. It is
-    called once, to check that it builds this network.
+    called once, to check that it builds this network. input: None takes what `aerogel.nets.load_weights` noted.
     Raises AerogelError when the folder exists, the disk is full, or nothing builds the network again.
     """
     built_by = {"factory": factory} if factory is not None else spec_of(model)
@@ -88,6 +88,7 @@ def save(
             f"save: nothing says how to build {type(model).__name__} again; "
             "pass factory='file.py:function', or build it with aerogel.nets.build"
         )
+    input = input or input_of_checkpoint(model)
     try:
         known = {"input": input, "classes": list(classes), "metrics": dict(metrics or {})}
         config = Config.model_validate(built_by | known)
@@ -169,12 +170,7 @@ def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
     code of its own. Raises AerogelError naming the first tensor that is missing, left over or of another shape.
     """
     path, caller = Path(source), f"--weights {source}"
-    if path.is_dir():
-        tensors = _verified(path / WEIGHTS, read_config(path))
-    elif path.suffix in (".pt", ".pth"):
-        tensors = _read_torch(path)
-    else:
-        tensors = read_tensors(path)
+    tensors = _verified(path / WEIGHTS, read_config(path)) if path.is_dir() else read_state(path)
     own, names = _tensors(model), tensor_names(model)
     first = {key: names[id(tensor)] for key, tensor in model.state_dict(keep_vars=True).items()}
     found: dict[str, Tensor] = {}
@@ -185,6 +181,11 @@ def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
         found[name] = tensor
     check_fit(caller, own, found)
     return resize(model, {name: tensor.to(own[name]) for name, tensor in found.items()})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A .safetensors file, or a .pt/.pth state dict by weights_only. Raises AerogelError naming the file."""
+    return _read_torch(path) if path.suffix in (".pt", ".pth") else read_tensors(path)
 
 
 def check_fit(
@@ -225,6 +226,17 @@ def spec_of(model: nn.Module) -> dict[str, Any] | None:
     """{"net": name, "args": {...}} of a network that `aerogel.nets.build` made, else None."""
     spec = getattr(model, "spec", None)
     return spec if isinstance(spec, dict) and spec.keys() == {"net", "args"} else None
+
+
+def input_of_checkpoint(model: nn.Module) -> InputSpec | None:
+    """What the network's public checkpoint was trained to read, as `aerogel.nets.load_weights` noted it."""
+    noted, spec = getattr(model, "preprocessing", None), spec_of(model)
+    if not isinstance(noted, dict) or spec is None:
+        return None
+    args = spec["args"]
+    if args["in_channels"] != len(noted["mean"]):
+        return None
+    return InputSpec(shape=(args["in_channels"], args["input_size"], args["input_size"]), **noted)
 
 
 def _verified(path: Path, config: Config) -> dict[str, Tensor]:

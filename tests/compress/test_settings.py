@@ -153,3 +153,9 @@ def test_titles_are_short() -> None:
     assert settings.short_model == "net.py:build"
     assert settings.goal == "macs=0.5, latency=2ms, drop <= 1 pt"
     assert Settings(model="/home/me/small", data="digits").title == "small on digits"
+
+
+def test_another_librarys_weights_get_an_absolute_path_too() -> None:
+    options = {"model": "lenet5", "data": "digits"}
+    assert resolve(options | {"weights": "timm:w.pt"}, None).weights == f"timm:{Path.cwd() / 'w.pt'}"
+    assert resolve(options | {"weights": "w.pt"}, None).weights == str(Path.cwd() / "w.pt")

@@ -20,6 +20,7 @@ from aerogel.errors import AerogelError
 from aerogel.export import InputSpec, input_of, load_weights, open_model, save
 from aerogel.graph import evaluating
 from aerogel.imports import import_factory
+from aerogel.nets.weights import LAYOUTS
 
 OWN = """
 import torch
@@ -357,3 +358,38 @@ def test_hostile_weights_are_refused(kind: str, name: str) -> None:
     BOMBS[kind](Path(name))
     with pytest.raises(AerogelError, match=rf"^cannot read {name}: [^\n]*$"):
         load_weights(lenet(), name)
+
+
+def timms(net: nn.Module, source: str) -> dict[str, Tensor]:
+    """A net's weights under another library's names."""
+    names = LAYOUTS[net.spec["net"]][source].rename(list(net.state_dict()))
+    return {names[key]: tensor.clone() for key, tensor in net.state_dict().items()}
+
+
+def test_another_librarys_checkpoint_brings_its_preprocessing(tmp_path: Path) -> None:
+    text = "mobilenet_v3_small:width=0.25,input_size=32,num_classes=3,padding=same"
+    theirs = open_model(text).model
+    safetensors.torch.save_file(timms(theirs, "timm_tf"), tmp_path / "tf.safetensors")
+    torch.save(timms(theirs, "timm_tf"), tmp_path / "tf.pth")
+    for file in ("tf.safetensors", "tf.pth"):
+        opened = open_model(text, weights=f"timm_tf:{tmp_path / file}")
+        assert opened.trained
+        assert opened.input == InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+        x = torch.randn(2, 3, 32, 32)
+        assert torch.equal(answers(opened.model, x), answers(theirs, x))
+    config = json.loads((save(opened.model, tmp_path / "saved") / "config.json").read_text())
+    assert config["input"] == {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def test_the_config_beside_timms_weights_says_what_they_read(tmp_path: Path) -> None:
+    text = "mobilenet_v2:width=0.25,input_size=32,num_classes=3"
+    safetensors.torch.save_file(timms(open_model(text).model, "timm"), tmp_path / "model.safetensors")
+    config = {"architecture": "mobilenetv2_100", "pretrained_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = open_model(text, weights=f"timm:{tmp_path / 'model.safetensors'}")
+    assert opened.input == InputSpec(shape=(3, 32, 32), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+
+
+def test_a_colon_without_a_known_source_is_part_of_the_path() -> None:
+    with pytest.raises(AerogelError, match=r"cannot read keras:model\.pt: no such file"):
+        open_model("lenet5", weights="keras:model.pt")

@@ -29,6 +29,10 @@ NETS = [
     ("mobilenet_v3_small", {}, "timm", "mobilenetv3_small_100"),
     ("mnasnet_b1", {}, "timm", "mnasnet_100"),
     ("mnasnet_a1", {}, "timm", "semnasnet_100"),
+    ("mobilenet_v3_large", {"padding": "same"}, "timm_tf", "tf_mobilenetv3_large_100"),
+    ("mobilenet_v3_small", {"padding": "same"}, "timm_tf", "tf_mobilenetv3_small_100"),
+    ("mobilenet_v3_large", {"padding": "same", "minimalistic": True}, "timm_tf", "tf_mobilenetv3_large_minimal_100"),
+    ("mobilenet_v3_small", {"padding": "same", "minimalistic": True}, "timm_tf", "tf_mobilenetv3_small_minimal_100"),
 ]
 
 
@@ -38,7 +42,9 @@ def main() -> None:
 
     held = []
     for net, args, source, name in NETS:
-        make = timm.create_model if source == "timm" else lambda n: getattr(torchvision.models, n)(weights=None)
+        make = (
+            timm.create_model if source.startswith("timm") else lambda n: getattr(torchvision.models, n)(weights=None)
+        )
         theirs = make(name).eval()
         state = theirs.state_dict()
         keys = [[key, list(tensor.shape)] for key, tensor in state.items()]
