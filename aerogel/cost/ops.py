@@ -71,7 +71,7 @@ def _bias(graph: Graph, op: Op) -> int:
 _ONCE = ["relu", "relu6", "hardtanh", "leaky_relu", "add", "sub", "mul", "div", "neg", "abs", "square", "maximum",
          "minimum", "clamp", "clamp_min", "clamp_max", "threshold", "prelu"]  # fmt: skip
 _FOUR = ["elu", "selu", "celu", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus",
-         "exp", "sqrt", "rsqrt"]  # fmt: skip
+         "exp", "log", "pow", "sqrt", "rsqrt", "erf", "sin", "cos"]  # fmt: skip
 
 ELEMENTWISE: dict[str, Formula] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear"], _bias),

@@ -1,10 +1,9 @@
-"""One suite over NETS: a new net is tested by being in the dict."""
+"""What `build` and `parse` take and refuse, and how a net starts. What every net must do: test_conformance.py."""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,54 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from zoo import each_net, images, options, shapes, small
 
 from aerogel.errors import AerogelError
 from aerogel.nets import NETS, build, parse
 
-
-def options(name: str) -> set[str]:
-    return set(inspect.signature(NETS[name]).parameters)
-
-
-NARROW = {"num_classes": 10, "in_channels": 1, "input_size": 28, "width": 0.125, "growth": 4, "widths": "16-16"}
-SLOW = {  # to export; without them a smaller net of the same file stands for the rest
-    *("vgg13", "vgg16", "vgg19", "resnet34", "resnet56", "resnet110", "resnet164", "densenet121"),
-    *("mobilenet_v3_large", "mnasnet_a1", "mnasnet_b1"),
-}
 BIASED = {"alexnet"}  # nets whose authors start some biases elsewhere than at 0
-
-
-def small(name: str, **arguments: Any) -> nn.Module:
-    """The net for 10 classes and 28 x 28 grey images, narrow where it can be, from seed 0."""
-    torch.manual_seed(0)
-    return build(name, **({key: NARROW[key] for key in NARROW if key in options(name)} | arguments))
-
-
-def images(net: nn.Module, batch: int = 4) -> torch.Tensor:
-    arguments = net.spec["args"]
-    generator = torch.Generator().manual_seed(1)
-    side = arguments["input_size"]
-    return torch.randn(batch, arguments["in_channels"], side, side, generator=generator)
-
-
-def shapes(net: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in net.state_dict().items()}
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Nets this small lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-each_net = pytest.mark.parametrize("name", NETS)
 
 
 def each_net_with(option: str) -> pytest.MarkDecorator:
@@ -75,65 +32,10 @@ def test_has_the_common_arguments_all_by_keyword_with_defaults(name: str) -> Non
     assert NETS[name].__doc__
 
 
-@each_net
-@pytest.mark.parametrize(("size", "in_channels", "num_classes"), [(28, 1, 1), (28, 3, 7), (32, 1, 7), (32, 3, 1)])
-def test_images_become_logits(name: str, size: int, in_channels: int, num_classes: int) -> None:
-    net = small(name, input_size=size, in_channels=in_channels, num_classes=num_classes).eval()
-    x = images(net, batch=3)
-    with torch.no_grad():
-        logits = net(x)
-        alone = net(x[1:2])
-    assert logits.shape == (3, num_classes)
-    torch.testing.assert_close(alone, logits[1:2], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "option", "little", "much"),
-    [
-        (name, option, little, much)
-        for name in NETS
-        for option, little, much in [("width", 0.25, 0.5), ("growth", 4, 8), ("widths", "8-8", "16-16")]
-        if option in options(name)
-    ],
-)
-def test_width_widens(name: str, option: str, little: object, much: object) -> None:
-    narrow, wide = small(name, **{option: little}), small(name, **{option: much})
-    assert parameters(narrow) < parameters(wide)
-    assert shapes(narrow).keys() == shapes(wide).keys()
-
-
 @each_net_with("width")
 def test_width_one_is_the_default_and_need_not_be_a_float(name: str) -> None:
     with torch.device("meta"):
         assert shapes(build(name, width=1)) == shapes(build(name))
-
-
-@each_net
-def test_a_train_step_reaches_every_parameter(name: str) -> None:
-    net = small(name)
-    x, labels = images(net), torch.tensor([0, 1, 2, 3])
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    before = {key: p.detach().clone() for key, p in net.named_parameters()}
-    assert net.training
-    loss = nn.functional.cross_entropy(net(x), labels)
-    loss.backward()
-    for key, p in net.named_parameters():
-        assert p.grad is not None, f"{key} gets no gradient"
-        assert p.grad.isfinite().all(), f"{key} gets a gradient that is not finite"
-    optimizer.step()
-    assert any(not torch.equal(p, before[key]) for key, p in net.named_parameters())
-    with torch.no_grad():
-        after = nn.functional.cross_entropy(net.eval()(x), labels)
-    assert loss.isfinite()
-    assert after.isfinite()
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETS])
-def test_exports(name: str) -> None:
-    net = small(name).eval()
-    x = images(net, batch=2)
-    program = torch.export.export(net, (x,))
-    torch.testing.assert_close(program.module()(x), net(x))
 
 
 @each_net
