@@ -46,7 +46,8 @@ def pairs() -> list[tuple[str, nn.Module, nn.Module, tuple[int, ...]]]:
     ]  # fmt: skip
 
 
-def main() -> None:
+def main(seconds: float = 4.0) -> None:
+    """Prints the table; `seconds` goes to timing each pair."""
     print(f"{'':<47}{'MACs, M':>16}{'access, MiB':>16}   latency after / before")
     for title, before, after, shape in pairs():
         x = torch.zeros(shape)
@@ -55,7 +56,7 @@ def main() -> None:
             files = [Path(folder) / name for name in ("before.onnx", "after.onnx")]
             for net, file in zip((before, after), files, strict=True):
                 export_onnx(net.eval(), (x,), file)
-            ratio = compare(*files, seconds=4.0)
+            ratio = compare(*files, seconds=seconds)
         macs = " -> ".join(f"{cost.macs / 1e6:.1f}" for cost in costs)
         access = " -> ".join(f"{cost.access_bytes / 2**20:.2f}" for cost in costs)
         times = f"{ratio.a.median_ms:.3f} -> {ratio.b.median_ms:.3f} ms"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import statistics
 from datetime import date
 from pathlib import Path
@@ -23,7 +25,13 @@ def add(
     path: Path, row: str, seed: int, value: float, *, unit: str, command: str, hardware: str, seconds: float,
     paper: float | None = None,
 ) -> None:  # fmt: skip
-    """Adds one seed's number to a row and computes its mean and standard deviation anew."""
+    """Adds one seed's number to a row and computes its mean and standard deviation anew.
+
+    Several processes may add to one file: they wait for each other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     held = rows(path)
     one = next((r for r in held if r["row"] == row), None)
     if one is None:
@@ -35,5 +43,5 @@ def add(
     one |= {"unit": unit, "mean": statistics.fmean(one["ours"]), "command": command, "hardware": hardware}
     one["sd"] = statistics.stdev(one["ours"]) if len(one["ours"]) > 1 else None
     one["date"] = date.today().isoformat()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, held)
+    os.close(lock)

@@ -28,7 +28,7 @@ def first_light() -> str:
     ]
     for name, title in (
         ("lenet5_mnist_latency", "LeNet-5, MNIST, `latency=0.5`"),
-        ("vgg11_fashion_macs", "VGG-11 (width 0.25), Fashion-MNIST, `macs=0.25`"),
+        ("vgg11_fashion_macs", "VGG-11 (width 0.5), Fashion-MNIST, `macs=0.25`"),
     ):
         if f"{name}_drop" not in held:
             continue
@@ -48,12 +48,47 @@ def _cell(row: dict[str, Any], unit: str) -> str:
     return f"x{row['mean']:.2f}{spread}" if unit == "x" else f"{row['mean']:.2f}{spread}{unit}"
 
 
-TABLES = {"first_light": (ROOT / "README.md", first_light)}
+LIGHT = {
+    "mobilenet_v1": "MobileNetV1 x0.125",
+    "mobilenet_v2": "MobileNetV2 x0.125",
+    "mobilenet_v3_small": "MobileNetV3-small x0.25",
+    "shufflenet_v2": "ShuffleNetV2 x0.25",
+    "shufflenet_v1_g3": "ShuffleNetV1 x0.25, 3 groups",
+    "shufflenet_v1_g3_unshuffled": "the same without shuffle",
+    "shufflenet_v1_g8": "ShuffleNetV1 x0.25, 8 groups",
+    "shufflenet_v1_g8_unshuffled": "the same without shuffle",
+}
+
+
+def light_nets() -> str:
+    """Accuracy on Fashion-MNIST against what each network costs."""
+    held = {row["row"]: row for row in rows(RESULTS / "light_nets.json")}
+    lines = [
+        "| network | seeds | top-1 | MACs | params | access | latency, of MobileNetV1's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in LIGHT.items():
+        if f"{name}_latency" not in held:
+            continue
+        top1, macs, params, access, latency = (
+            held[f"{name}_{row}"] for row in ("top1", "macs", "params", "access_bytes", "latency")
+        )
+        lines.append(
+            f"| {title} | {len(top1['ours'])} | {_cell(top1, ' %')} | {macs['mean'] / 1e6:.2f} M "
+            f"| {params['mean'] / 1e3:.0f} k | {access['mean'] / 2**20:.2f} MiB | {_cell(latency, 'x')} |"
+        )
+    last = list(held.values())[-1]
+    return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python reproduce/light_nets.py`."])
+
+
+TABLES = {"first_light": (ROOT / "README.md", first_light), "light_nets": (ROOT / "README.md", light_nets)}
 
 
 def main() -> None:
     stale = []
     for name, (path, table) in TABLES.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
         text = path.read_text()
         block = f"<!-- table:{name} -->\n{table()}\n<!-- /table -->"
         new = re.sub(rf"<!-- table:{name} -->.*?<!-- /table -->", lambda _, b=block: b, text, flags=re.S)
