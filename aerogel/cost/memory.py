@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from aerogel.cost.ops import ACTIVATIONS, IN_PLACE, VIEWS
 from aerogel.graph import Graph, Op
 
+_ROWS = {"embedding", "gather", "index_select"}
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear"}
 
 
@@ -31,13 +32,19 @@ def access_bytes(graph: Graph, folded: bool = True) -> list[int]:
         if i in free:
             access.append(0)
             continue
-        reads = sum(graph.values[name].bytes for name in op.inputs)
+        reads = _rows_read(graph, op) if op.kind in _ROWS else sum(graph.values[name].bytes for name in op.inputs)
         writes = sum(graph.values[name].bytes for name in graph.ops[last.get(i, i)].outputs)
         if i in normed and op.args[2] is None:  # folding a norm gives its layer a bias
             weight = graph.values[op.args[1].name]
             reads += weight.shape[0] * weight.dtype.itemsize
         access.append(reads + writes)
     return access
+
+
+def _rows_read(graph: Graph, op: Op) -> int:
+    """A lookup reads its indices, and of its table as much as it returns."""
+    table = op.args[0].name
+    return sum(graph.values[name].bytes for name in (*op.inputs, *op.outputs) if name != table)
 
 
 def views(graph: Graph) -> set[int]:

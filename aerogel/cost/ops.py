@@ -40,11 +40,102 @@ def _product(first: int) -> Formula:
     return lambda graph, op: _out(graph, op).numel * _in(graph, op, first).shape[-1]
 
 
+def _transposed(graph: Graph, op: Op) -> int:
+    """Every input element is spread over (O/g) x kernel: weight (I, O/g, *k)."""
+    return _in(graph, op, 0).numel * math.prod(_in(graph, op, 1).shape[1:])
+
+
+def _matmul(graph: Graph, op: Op) -> int:
+    """(.., n, k) @ (.., k, m), and with one-dimensional operands."""
+    return _out(graph, op).numel * _in(graph, op, 0).shape[-1]
+
+
+def _bilinear(graph: Graph, op: Op) -> int:
+    """y = a W b: (.., i), (o, i, j), (.., j): first W b for every i, then a with it."""
+    weight = _in(graph, op, 2).shape
+    return _out(graph, op).numel * (weight[1] * weight[2] + weight[1])
+
+
+def _attention(graph: Graph, op: Op) -> int:
+    """softmax(q k^T) v: q (.., l, e), k (.., s, e), v (.., s, f): l s (e + f) for every head."""
+    query, key, value = (_in(graph, op, i).shape for i in range(3))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _recurrent(graph: Graph, op: Op) -> int:
+    """Every weight matrix is used once for each step of each sequence."""
+    matrices = (value.numel for value in _recurrent_weights(graph, op) if len(value.shape) == 2)
+    return _positions(graph, op) * sum(matrices)
+
+
+def _gates(graph: Graph, op: Op) -> int:
+    """A convention: for every gate its bias, an activation (4) and a product with what it gates."""
+    rows = sum(value.shape[0] for value in _recurrent_weights(graph, op) if len(value.shape) == 2) // 2
+    return _positions(graph, op) * 6 * rows
+
+
+def _positions(graph: Graph, op: Op) -> int:
+    """Steps times sequences of a recurrent layer's input, batched or not."""
+    return math.prod(_in(graph, op, 0).shape[:-1])
+
+
+def _recurrent_weights(graph: Graph, op: Op) -> list[Value]:
+    """The list of weights and biases among the arguments: lstm has two states before it, gru and rnn one."""
+    return [graph.values[ref.name] for ref in op.args[2]]
+
+
+def _einsum(graph: Graph, op: Op) -> int:
+    """The MACs of operands taken two at a time from the left, as PyTorch does: an index is summed as soon as no later
+    operand and no output has it. Without a sum it is element-wise work: see `_einsum_work`."""
+    return sum(size for size, summed in _einsum_steps(graph, op) if summed)
+
+
+def _einsum_work(graph: Graph, op: Op) -> int:
+    return sum(size for size, summed in _einsum_steps(graph, op) if not summed)
+
+
+def _einsum_steps(graph: Graph, op: Op) -> list[tuple[int, bool]]:
+    """For each pair of operands: the product of all their indices' sizes, and whether one of these is summed."""
+    equation, operands = op.args[0].replace(" ", ""), op.args[1]
+    terms, _, out = equation.partition("->")
+    if "->" not in equation:
+        out = "".join(sorted(index for index in set(terms) - set(",.") if terms.count(index) == 1))
+        out = ("..." if "..." in terms else "") + out
+    shapes = [graph.values[ref.name].shape for ref in operands]
+    size: dict[str, int] = {}
+    sets = []
+    for term, shape in zip(terms.split(","), shapes, strict=True):
+        names = _indices(term, len(shape))
+        for index, extent in zip(names, shape, strict=True):
+            size[index] = max(size.get(index, 1), extent)
+        sets.append(set(names))
+    last = {index for index in size if index.isdigit()} if "..." in out else set()
+    last |= set(out) - {"."}
+    steps, held = [], sets[0]
+    for number, term in enumerate(sets[1:], start=2):
+        together, needed = held | term, last.union(*sets[number:])
+        steps.append((math.prod(size[index] for index in together), bool(together - needed)))
+        held = together & needed
+    return steps
+
+
+def _indices(term: str, rank: int) -> list[str]:
+    """The names of an operand's dimensions; those of an ellipsis are numbers counted from its end."""
+    before, dots, after = term.partition("...")
+    hidden = rank - len(before) - len(after)
+    return [*before, *(str(i) for i in reversed(range(hidden if dots else 0))), *after]
+
+
 MACS: dict[str, Formula] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _convolution),
+    **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _transposed),
     "linear": _linear,
-    **dict.fromkeys(["mm", "bmm", "matmul"], _product(0)),
-    **dict.fromkeys(["addmm", "baddbmm"], _product(1)),
+    **dict.fromkeys(["mm", "bmm", "mv", "dot", "matmul"], _matmul),
+    **dict.fromkeys(["addmm", "baddbmm", "addmv"], _product(1)),
+    "bilinear": _bilinear,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
 }
 
 
@@ -54,6 +145,10 @@ def _each_output(times: int) -> Formula:
 
 def _each_input(graph: Graph, op: Op) -> int:
     return _in(graph, op, 0).numel
+
+
+def _each_input_times(times: int) -> Formula:
+    return lambda graph, op: times * _in(graph, op, 0).numel
 
 
 def _window(graph: Graph, op: Op) -> int:
@@ -68,21 +163,63 @@ def _bias(graph: Graph, op: Op) -> int:
     return _out(graph, op).numel if op.args[2] is not None else 0
 
 
+def _softmax_of_scores(graph: Graph, op: Op) -> int:
+    """The scores' scale (1) and softmax (5)."""
+    return 6 * math.prod(_in(graph, op, 0).shape[:-1]) * _in(graph, op, 1).shape[-2]
+
+
+def _fft(graph: Graph, op: Op) -> int:
+    """A convention: 5 n log2 n for each transform of n points; the real ones half of it."""
+    shapes = [_in(graph, op, 0).shape, _out(graph, op).shape]
+    rank = len(shapes[0])
+    given = op.args[2] if len(op.args) > 2 else None
+    dims = [given] if isinstance(given, int) else given
+    if dims is None:
+        dims = range(rank) if op.kind.endswith("n") else range(-2, 0) if op.kind.endswith("2") else [-1]
+    points = math.prod(max(shape[d] for shape in shapes) for d in dims)
+    others = math.prod(shapes[0][d] for d in range(rank) if d not in {i % rank for i in dims})
+    whole = int(5 * points * math.log2(max(2, points))) * others
+    return whole // 2 if "rfft" in op.kind else whole
+
+
+def _scattered(graph: Graph, op: Op) -> int:
+    """One addition for every number put somewhere."""
+    return _in(graph, op, 3).numel
+
+
 _ONCE = ["relu", "relu6", "hardtanh", "leaky_relu", "add", "sub", "mul", "div", "neg", "abs", "square", "maximum",
-         "minimum", "clamp", "clamp_min", "clamp_max", "threshold", "prelu"]  # fmt: skip
+         "minimum", "clamp", "clamp_min", "clamp_max", "threshold", "prelu", "gt", "ge", "lt", "le", "eq", "ne",
+         "floor", "ceil", "round", "sign", "where", "masked_fill", "outer", "rsub", "reciprocal", "logical_and",
+         "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not", "remainder", "floor_divide",
+         "cumsum"]  # fmt: skip
 _FOUR = ["elu", "selu", "celu", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus",
          "exp", "log", "pow", "sqrt", "rsqrt", "erf", "sin", "cos"]  # fmt: skip
 
 ELEMENTWISE: dict[str, Formula] = {
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear"], _bias),
+    **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d",
+                     "conv_transpose3d"], _bias),
     **dict.fromkeys(_ONCE, _each_output(1)),
     **dict.fromkeys(_FOUR, _each_output(4)),  # a convention: a handful of simple operations each
     "batch_norm": _each_output(2),  # scale and shift: in eval mode the statistics are constants
-    **dict.fromkeys(["softmax", "log_softmax"], _each_output(5)),
+    "instance_norm": _each_output(7),  # mean 1, variance 2, scale and shift 4
+    **dict.fromkeys(["layer_norm", "group_norm"], _each_output(7)),
+    "rms_norm": _each_output(4),
+    **dict.fromkeys(["softmax", "log_softmax", "logsumexp"], _each_input_times(5)),
+    "scaled_dot_product_attention": _softmax_of_scores,
+    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _gates),
+    "einsum": _einsum_work,
+    "glu": _each_output(5),
+    **dict.fromkeys(["upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"], _each_output(7)),
+    "upsample_bicubic2d": _each_output(35),
+    **dict.fromkeys(["addmm", "baddbmm", "addmv"], _each_output(1)),
+    **{f"fft_{name}{dims}": _fft for name in ("fft", "ifft", "rfft", "irfft") for dims in ("", "2", "n")},
+    "scatter_add": _scattered,
     **dict.fromkeys(["max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
                      "max_pool2d_with_indices"], _window),
     **dict.fromkeys(["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-                     "mean", "sum", "amax", "amin"], _each_input),
+                     "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "topk", "sort", "any",
+                     "all"], _each_input),
+    **dict.fromkeys(["var", "std", "norm", "linalg_vector_norm"], _each_input_times(3)),
 }  # fmt: skip
 
 # Another view of the same memory: no work, no traffic, no storage; but see `aerogel.cost.memory.views`.
@@ -94,7 +231,11 @@ VIEWS = frozenset(
 # Moves data and computes nothing.
 MOVES = frozenset(
     ["cat", "stack", "clone", "copy", "_to_copy", "pad", "constant_pad_nd", "roll", "flip", "repeat",
-     "index_select", "channel_shuffle"]
+     "index_select", "channel_shuffle", "embedding", "gather", "scatter", "index", "index_put", "take",
+     "repeat_interleave", "tril", "triu", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col", "upsample_nearest1d",
+     "upsample_nearest2d", "upsample_nearest3d", "zeros", "ones", "full", "arange", "zeros_like", "ones_like",
+     "full_like", "new_zeros", "new_ones", "new_full", "scalar_tensor", "lift_fresh_copy", "one_hot", "tile",
+     "reflection_pad2d", "replication_pad2d"]
 )  # fmt: skip
 # What an inference runtime computes where the layer before writes.
 ACTIVATIONS = frozenset(
