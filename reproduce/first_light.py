@@ -24,8 +24,8 @@ from aerogel.cost.latency import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "first_light.json"
 JOBS = {
-    "vgg11_fashion_macs": "vgg11:width=0.5 --data fashion_mnist --target macs=0.25 --max-drop 1.0 --epochs 6 "
-    "--config reproduce/recover_once.toml",
+    "vgg11_fashion_macs": "vgg11:width=0.5 --data fashion_mnist --target macs=0.25 --max-drop 1.0 --epochs 4 "
+    "--config reproduce/fashion.toml",
     "lenet5_mnist_latency": "lenet5 --data mnist --target latency=0.5 --max-drop 0.3 --epochs 6 "
     "--config reproduce/recover_once.toml",
 }

@@ -50,7 +50,7 @@ def check(job: Job) -> Checked:
     fractions = {g.metric: g.fraction(before[g.metric]) for g in job.goals if g.metric != "latency"}
     # Refuses what is out of reach; for a latency alone it still refuses a criterion that does not apply.
     cut(job.opened.model, job.example, target=fractions or {"channels": 1.0}, criterion=settings.criterion,
-        round_to=settings.round_to or 1, protect=settings.protect)  # fmt: skip
+        ranking=settings.ranking, round_to=settings.round_to or 1, protect=settings.protect)  # fmt: skip
     if fractions:
         say("", f"{', '.join(fractions)}: the goal is inside what cutting reaches")
     if job.latency_goal:

@@ -77,7 +77,7 @@ class Probe:
         """Raises CutError when the share is out of reach with such widths."""
         settings = self._job.settings
         less = cut(model, self._job.example, target={"macs": share}, criterion=settings.criterion,
-                   round_to=round_to, protect=settings.protect)  # fmt: skip
+                   ranking=settings.ranking, round_to=round_to, protect=settings.protect)  # fmt: skip
         return Probed(share, less.after.macs / less.before.macs, self.time(less.model).ratio.value)
 
     def time(self, model: nn.Module) -> Ratio:

@@ -71,8 +71,8 @@ def _cut_to(job: Job, plan: dict[str, Any], before: nn.Module, whole: dict[str, 
     now = sizes(job, before)
     target = {metric: min(1.0, s * whole[metric] / now[metric]) for metric, s in share.items()}
     settings = job.settings
-    return cut(before, job.example, target=target, criterion=settings.criterion, round_to=plan["round_to"],
-               protect=settings.protect)  # fmt: skip
+    return cut(before, job.example, target=target, criterion=settings.criterion, ranking=settings.ranking,
+               round_to=plan["round_to"], protect=settings.protect)  # fmt: skip
 
 
 def _deeper_until(

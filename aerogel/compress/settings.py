@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,7 @@ class Settings(BaseModel):
     threads: int = Field(1, ge=1)  # of the measured runtime; training uses all cores
     steps: int = Field(3, ge=1)  # cut and recover this many times
     criterion: str = "l2"
+    ranking: Literal["global", "local"] = "global"
     round_to: int = Field(0, ge=0)  # 0: whichever of 1 and 8 is faster here
     protect: list[str] = Field(default_factory=list)
     temperature: float = Field(4.0, gt=0)

@@ -59,6 +59,7 @@ def cut(
     *,
     target: Mapping[str, float],
     criterion: str | Criterion = "l2",
+    ranking: str = "global",
     round_to: int = 1,
     protect: Sequence[str] = (),
     min_channels: int = 1,
@@ -66,8 +67,9 @@ def cut(
     """A smaller copy of `model`; the model itself is untouched.
 
     args, kwargs: example inputs. target: {metric: fraction to keep}, metrics channels (of those that can be
-    cut), params, macs, access_bytes, peak_bytes. round_to: groups keep multiples of it, or all of their channels.
-    protect: names or patterns of modules or weights that keep their shape.
+    cut), params, macs, access_bytes, peak_bytes. ranking: "global" compares channels through the whole network,
+    "local" within their group, so that every group loses the same share. round_to: groups keep multiples of it, or
+    all of their channels. protect: names or patterns of modules or weights that keep their shape.
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
     check_target(target)
@@ -77,7 +79,7 @@ def cut(
 
     def choose(coupling: Coupling) -> np.ndarray:
         ranks = scores(coupling, weights, score)
-        return plan(coupling, ranks, target, round_to=round_to, min_channels=min_channels)
+        return plan(coupling, ranks, target, round_to=round_to, min_channels=min_channels, ranking=ranking)
 
     return _proven(model, args, kwargs, protect, choose)
 

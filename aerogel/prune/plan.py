@@ -14,6 +14,7 @@ from aerogel.cost import Cost, count
 from aerogel.errors import CutError, nearest
 from aerogel.prune.coupling import Coupling, Group
 
+RANKINGS = ("global", "local")
 METRICS = ("channels", "params", "macs", "access_bytes", "peak_bytes")
 
 
@@ -44,17 +45,21 @@ def plan(
     *,
     round_to: int = 1,
     min_channels: int = 1,
+    ranking: str = "global",
 ) -> np.ndarray:
     """The components to remove, as flags (coupling.count,).
 
-    scores: for each group, (n,); ranked globally as they are, equal ones spread over the groups. Every group
-    keeps at least `min_channels`, and a multiple of `round_to` (or all of its channels).
+    scores: for each group, (n,). ranking: "global" compares them as they are through the whole network, equal ones
+    spread over the groups; "local" only within a group, so that every group loses the same share. Every group keeps
+    at least `min_channels`, and a multiple of `round_to` (or all of its channels).
     Raises CutError when even the deepest cut misses a target, saying how far it reaches.
     """
     check_counts(round_to=round_to, min_channels=min_channels)
+    if ranking not in RANKINGS:
+        raise CutError(f"cut: ranking {ranking!r} is unknown; {nearest(str(ranking), RANKINGS)}")
     sizes = [len(group) for group in coupling.groups]
     order = [np.argsort(score, kind="stable") for score in scores]
-    ranks = _global_ranks(scores, order)
+    ranks = _ranks(scores, order, ranking)
 
     def removed(k: int) -> np.ndarray:
         """Flags when the k lowest-ranked channels of the network are asked for."""
@@ -109,12 +114,16 @@ def fractions(coupling: Coupling, removed: np.ndarray, before: Mapping[str, floa
     return {m: after[m] / whole if whole else 1.0 for m, whole in before.items()}
 
 
-def _global_ranks(scores: Sequence[np.ndarray], order: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each group, the rank (n,) of its channels in the whole network: by score, then by place in the group."""
-    places = [np.argsort(lowest) / len(lowest) for lowest in order]
-    ranking = np.lexsort((np.concatenate([[], *places]), np.concatenate([[], *scores])))
-    ranks = np.empty(len(ranking), dtype=int)
-    ranks[ranking] = np.arange(len(ranking))
+def _ranks(scores: Sequence[np.ndarray], order: Sequence[np.ndarray], ranking: str) -> list[np.ndarray]:
+    """For each group, the rank (n,) of its channels in the whole network.
+
+    global: by score, then by place in the group (a share, 0 to 1); local: by place, then by score.
+    """
+    places = np.concatenate([[], *(np.argsort(lowest) / len(lowest) for lowest in order)])
+    values = np.concatenate([[], *scores])
+    lowest_first = np.lexsort((places, values) if ranking == "global" else (values, places))
+    ranks = np.empty(len(lowest_first), dtype=int)
+    ranks[lowest_first] = np.arange(len(lowest_first))
     return np.split(ranks, np.cumsum([len(score) for score in scores], dtype=int))[:-1]
 
 

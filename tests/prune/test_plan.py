@@ -128,6 +128,21 @@ def test_a_low_group_is_cut_first_but_never_to_nothing(small: Coupling) -> None:
     assert left(small, plan(small, low, {"channels": 46 / 62}, min_channels=4)) == {"conv1": 4, "conv2": 12, "fc1": 30}
 
 
+def test_ranked_locally_every_group_loses_the_same_share(small: Coupling) -> None:
+    scores = [score * 10.0**place for place, score in enumerate(scores_of(small))]  # scales that global would follow
+    removed = plan(small, scores, {"channels": 0.5}, ranking="local")
+    shares = [float(removed[group.units].mean()) for group in small.groups]
+    assert max(shares) - min(shares) <= 1 / min(len(group) for group in small.groups)
+    for group, score in zip(small.groups, scores, strict=True):
+        gone = removed[group.units]
+        assert score[gone].max() <= score[~gone].min()
+
+
+def test_an_unknown_ranking_is_named(small: Coupling) -> None:
+    with pytest.raises(CutError, match=r"ranking 'isomorphic' is unknown; .*known: global, local"):
+        plan(small, scores_of(small), {"channels": 0.5}, ranking="isomorphic")
+
+
 def test_an_unreachable_target_says_how_far_cutting_goes(small: Coupling) -> None:
     with pytest.raises(CutError, match=r"target channels=0\.01 \(cutting reaches 0\.0484\) is out of reach; ask for"):
         plan(small, scores_of(small), {"channels": 0.01, "macs": 0.9})
