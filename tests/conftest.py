@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""What all tests share: one thread, and the command line as a function."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ class Outcome(NamedTuple):
     err: str
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Nets this small lose time to more, and bit for bit holds for one number of threads."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def aerogel() -> Callable[..., Outcome]:
-    """`aerogel("cost", "lenet5")`: the command in this process, on one thread; its exit code, stdout and stderr."""
+    """`aerogel("cost", "lenet5")`: the command in this process; its exit code, stdout and stderr."""
 
     def run(*words: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()
-        argv, threads = ["aerogel", *map(str, words)], torch.get_num_threads()
-        torch.set_num_threads(1)
+        argv = ["aerogel", *map(str, words)]
         try:
             with patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 cli.main()
         except SystemExit as stop:
             return Outcome(int(stop.code or 0), out.getvalue(), err.getvalue())
-        finally:
-            torch.set_num_threads(threads)
         raise AssertionError("main returned without an exit code")
 
     return run

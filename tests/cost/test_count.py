@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from work import Apply
 
 from aerogel import nets
 from aerogel.cost import Cost, count
@@ -20,17 +21,6 @@ from aerogel.graph import capture
 
 def cost_of(net: nn.Module, *shape: int) -> Cost:
     return count(capture(net, (torch.zeros(shape),)))
-
-
-class Apply(nn.Module):
-    """A function as a network."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
 
 
 def cost_of_call(function: Callable[..., Tensor], *inputs: Tensor) -> Cost:

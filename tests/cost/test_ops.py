@@ -9,20 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from work import Apply
 
 from aerogel.cost import Cost, count
 from aerogel.graph import capture
-
-
-class Apply(nn.Module):
-    """A function as a network."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
 
 
 def cost_of(work: nn.Module | Callable[..., Tensor], *inputs: Tensor) -> Cost:

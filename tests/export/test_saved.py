@@ -32,15 +32,6 @@ CUT = ("lenet5", "resnet20", "mobilenet_v2")
 CONV = "features.conv1.weight"  # of lenet5: (20, 1, 5, 5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit for bit holds for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run in an empty folder; forget the users' modules and search paths of the test afterwards."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from aerogel.nets import build
 from aerogel.nets.shufflenet_v1 import channel_shuffle
 from aerogel.nets.shufflenet_v2 import Unit, interleave
 from aerogel.prune import cut
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Nets this small lose time to threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def net_of(**arguments: Any) -> nn.Module:

@@ -25,15 +25,6 @@ from aerogel.train.checkpoint import damage
 TOTAL = 6  # 1.5 epochs of 4 batches
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit for bit holds for one number of threads; nets this small lose time to more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def toy(n: int = 42) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator)
