@@ -276,11 +276,16 @@ def test_half_precision_is_proven_in_single() -> None:
 
 
 class Amplified(nn.Module):
-    """Rounding in `inner` grows a million times; constants that are float32 stop a proof in float64."""
+    """Rounding in `inner` grows a million times; constants that are float32 stop a proof in float64.
+
+    Sums of thousands: of a few numbers some processors round the cut and the masked one alike.
+    """
 
     def __init__(self, single: bool) -> None:
         super().__init__()
-        self.inner, self.single = Around(lambda net, x: x), single
+        torch.manual_seed(0)
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(IMAGE[0].numel(), 3000), nn.ReLU(), nn.Linear(3000, 2))
+        self.single = single
 
     def forward(self, x: Tensor) -> Tensor:
         x = (self.inner(x) * 1e6).sin()
@@ -290,11 +295,10 @@ class Amplified(nn.Module):
 def test_a_network_that_amplifies_rounding_is_proven_in_double() -> None:
     made = cut(Amplified(single=False), (IMAGE,), target={"channels": 0.5})
     assert made.max_error < 1e-6
-    assert widths(made.model)["inner.conv3"] < 6
-    assert made.model.inner.conv1.weight.dtype == torch.float32
-    made = cut(Amplified(single=True), (IMAGE,), target={"channels": 0.5})
-    assert "differ" in made.frozen["inner.conv3"]
-    assert widths(made.model)["inner.conv3"] == 6
+    assert made.model.inner[1].out_features == 1500
+    assert made.model.inner[1].weight.dtype == torch.float32
+    with pytest.raises(CutError, match="every channel is frozen"):  # the one group there is fails its proof
+        cut(Amplified(single=True), (IMAGE,), target={"channels": 0.5})
 
 
 def test_a_network_may_write_into_its_input() -> None:
