@@ -44,7 +44,11 @@ Target = Annotated[
 ]
 Drop = Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")]
 Weights = Annotated[
-    str | None, typer.Option(help="saved folder, .safetensors or .pt state dict; another library's as timm:FILE")
+    str | None,
+    typer.Option(
+        help="saved folder, .safetensors or .pt state dict; torchvision:FILE, timm:FILE, "
+        "timm_tf:FILE or megvii:FILE for another library's"
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="folder to write; never overwritten")]
 Size = Annotated[str | None, typer.Option("--input", metavar="C,H,W", help="input size; images are resized to it")]

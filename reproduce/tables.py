@@ -50,9 +50,9 @@ def _cell(row: dict[str, Any], unit: str) -> str:
 
 LIGHT = {
     "mobilenet_v1": "MobileNetV1 x0.125",
-    "mobilenet_v2": "MobileNetV2 x0.125",
+    "mobilenet_v2": "MobileNetV2 x0.1",
     "mobilenet_v3_small": "MobileNetV3-small x0.25",
-    "shufflenet_v2": "ShuffleNetV2 x0.25",
+    "shufflenet_v2": "ShuffleNetV2 x0.2",
     "shufflenet_v1_g3": "ShuffleNetV1 x0.25, 3 groups",
     "shufflenet_v1_g3_unshuffled": "the same without shuffle",
     "shufflenet_v1_g8": "ShuffleNetV1 x0.25, 8 groups",
@@ -64,18 +64,19 @@ def light_nets() -> str:
     """Accuracy on Fashion-MNIST against what each network costs."""
     held = {row["row"]: row for row in rows(RESULTS / "light_nets.json")}
     lines = [
-        "| network | seeds | top-1 | MACs | params | access | latency, of MobileNetV1's |",
-        "|---|---|---|---|---|---|---|",
+        "| network | seeds | top-1 | MACs | params | access | latency | of MobileNetV1's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, title in LIGHT.items():
         if f"{name}_latency" not in held:
             continue
-        top1, macs, params, access, latency = (
-            held[f"{name}_{row}"] for row in ("top1", "macs", "params", "access_bytes", "latency")
+        top1, macs, params, access, ms, latency = (
+            held[f"{name}_{row}"] for row in ("top1", "macs", "params", "access_bytes", "latency_ms", "latency")
         )
         lines.append(
             f"| {title} | {len(top1['ours'])} | {_cell(top1, ' %')} | {macs['mean'] / 1e6:.2f} M "
-            f"| {params['mean'] / 1e3:.0f} k | {access['mean'] / 2**20:.2f} MiB | {_cell(latency, 'x')} |"
+            f"| {params['mean'] / 1e3:.0f} k | {access['mean'] / 2**20:.2f} MiB | {ms['mean']:.3f} ms "
+            f"| {_cell(latency, 'x')} |"
         )
     last = list(held.values())[-1]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python reproduce/light_nets.py`."])
@@ -90,6 +91,8 @@ def main() -> None:
         if not (RESULTS / f"{name}.json").exists():
             continue
         text = path.read_text()
+        if f"<!-- table:{name} -->" not in text:
+            raise SystemExit(f"tables: {path.name} has no place for {name}; add <!-- table:{name} --> <!-- /table -->")
         block = f"<!-- table:{name} -->\n{table()}\n<!-- /table -->"
         new = re.sub(rf"<!-- table:{name} -->.*?<!-- /table -->", lambda _, b=block: b, text, flags=re.S)
         if new != text:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from aerogel import cli
 from aerogel.errors import Interrupted
-from aerogel.nets import NETS, build
+from aerogel.nets import NETS, SOURCES, build
+from aerogel.nets.weights import LAYOUTS
 
 Aerogel = Callable[..., Any]
 VERBS = ("nets", "cost", "train", "compress", "resume", "export", "verify", "report")
@@ -215,6 +216,16 @@ WRONG_JOBS = [
     ("weights_corrupt", ["lenet5", "--weights", "{inputs}/corrupt.safetensors"], r"cannot read .*corrupt\.safetensors"),
     ("weights_pickle", ["lenet5", "--weights", "{inputs}/pickle.pt"], r"pickle\.pt: it is corrupt or holds more"),
     ("weights_misfit", ["lenet5", "--weights", "{inputs}/other.safetensors"], r"other\.safetensors: the network needs"),
+    ("weights_source", ["lenet5", "--weights", "keras:w.pt"],
+     r"keras:w\.pt: 'keras' is no source, .*sources: megvii, timm, timm_tf, torchvision"),
+    ("weights_no_file", ["lenet5", "--weights", "timm:"], r"--weights timm: names no file; write timm:model\."),
+    ("weights_no_layout", ["lenet5", "--weights", "timm:{inputs}/other.safetensors"], r"lenet5 has no layout for"),
+    ("weights_theirs", ["mobilenet_v2", "--input", "3,64,64", "--weights", "timm:{inputs}/other.safetensors"],
+     r"the state dict lacks 'conv_stem\.weight' \(timm's name"),
+    ("weights_padding", ["mobilenet_v3_small", "--input", "3,64,64", "--weights", "timm_tf:{inputs}/other.safetensors"],
+     r"needs padding='same'.*mobilenet_v3_small:padding=same"),
+    ("weights_small", ["mobilenet_v2", "--input", "3,32,32", "--weights", "timm:{inputs}/other.safetensors"],
+     r"input_size=32; build it larger, as with --input 3,224,224"),
     ("no_file", ["{inputs}/none.py:build"], r"no file .*none\.py"),
     ("no_module", ["no_such_package.x:build"], r"no module 'no_such_package'"),
     ("no_factory", ["{inputs}/net.py:digit"], r"has no 'digit'.*did you mean digits"),
@@ -364,6 +375,27 @@ def test_names_in_a_table_are_printed_as_they_are(
     table = aerogel("cost", f"{inputs}/odd.py:build", "--input", "1,28,28").out
     assert r"[bold]:smile:\x1b[2J" in table
     assert "\x1b" not in table
+
+
+def test_the_help_of_weights_names_every_source(aerogel: Aerogel) -> None:
+    for verb in ("cost", "train", "compress", "export"):
+        text = aerogel(verb, "--help").out
+        assert all(f"{source}:FILE" in text for source in SOURCES), text
+
+
+def test_what_another_librarys_checkpoint_reads_is_what_training_on_it_reads(work: Path, aerogel: Aerogel) -> None:
+    for i, name in enumerate(f"{part}/{kind}/{i}" for part in ("train", "test") for kind in "ab" for i in range(8)):
+        (work / f"images/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (8 * i, 0, 255 - 8 * i)).save(work / f"images/{name}.png")
+    net = build("mobilenet_v3_small", width=0.25, num_classes=2, padding="same")
+    names = LAYOUTS["mobilenet_v3_small"]["timm_tf"].rename(list(net.state_dict()))
+    save_file({names[key]: tensor.clone() for key, tensor in net.state_dict().items()}, "tf.safetensors")
+    words = ("mobilenet_v3_small:width=0.25,padding=same", "--weights", "timm_tf:tf.safetensors", "--input", "3,64,64")
+    outcome = aerogel("train", *words, "--data", "folder:images", "--epochs", "1", "--out", "tuned", "--json")
+    assert outcome.code == 0, outcome.err
+    config = json.loads((work / "tuned/config.json").read_text())
+    assert config["input"] == {"shape": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert config["args"]["padding"] == "same"
 
 
 def test_an_exported_network_is_one_file_that_is_checked(inputs: Path, work: Path, aerogel: Aerogel) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from aerogel.export.saved import (
     read_state,
     spec_of,
 )
+from aerogel.files import read_json
 from aerogel.imports import import_factory, one_line
 
 
@@ -49,7 +50,8 @@ def open_model(
 
     "lenet5", "mobilenet_v2:width=0.5" (input_shape and num_classes fill in what the text leaves open),
     a saved folder, "file.py:build" or "package.module:build".
-    weights: a saved folder, a file, or SOURCE:FILE for another library's checkpoint (aerogel.nets.SOURCES).
+    weights: a saved folder, a file, or SOURCE:FILE for another library's checkpoint (`split_source`), whose
+    preprocessing becomes the input's; where timm's own config.json lies beside FILE, that says it.
     A name of the zoo means the zoo, also where a folder has that name: write ./lenet5 for the folder.
     Raises AerogelError for an unknown name, arguments that contradict the data, or weights that do not fit.
     """
@@ -71,23 +73,47 @@ def open_model(
     if source is None:
         load_weights(opened.model, file)
         return replace(opened, trained=True)
-    nets.load_weights(opened.model, read_state(Path(file)), source, **_pretrained_cfg(Path(file)))
+    cfg = _pretrained_cfg(source, Path(file))
+    nets.load_weights(opened.model, read_state(Path(file), nested=True), source, **cfg)
     return replace(opened, trained=True, input=input_of_checkpoint(opened.model))
 
 
 def split_source(weights: str) -> tuple[str | None, str]:
-    """ "timm:model.safetensors" -> ("timm", "model.safetensors"); (None, the text) without a source's name."""
+    """("timm", "model.pt") of "timm:model.pt", for the sources of aerogel.nets; (None, the text) of a path.
+
+    A file whose name begins so is written ./timm:model.pt. Raises AerogelError for a source without a file, and for
+    another word before the colon unless there is a file of that name; a single letter is a drive.
+    """
     source, colon, file = weights.partition(":")
-    return (source, file) if colon and source in nets.SOURCES else (None, weights)
+    known = ", ".join(nets.SOURCES)
+    if colon and source in nets.SOURCES:
+        if not file:
+            raise AerogelError(f"--weights {weights} names no file; write {source}:model.safetensors")
+        return source, file
+    if colon and re.fullmatch(r"\w\w+", source) and not os.path.exists(weights):
+        raise AerogelError(
+            f"--weights {weights}: {source!r} is no source, and there is no file of that name; sources: {known}"
+        )
+    return None, weights
 
 
-def _pretrained_cfg(file: Path) -> dict[str, tuple[float, ...]]:
-    """mean and std of timm's own config.json beside the weights; nothing when there is none."""
-    try:
-        held = json.loads((file.parent / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
-        return {key: tuple(map(float, held[key])) for key in ("mean", "std")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # another file by that name, or none
+def _pretrained_cfg(source: str, file: Path) -> dict[str, Any]:
+    """mean and std of timm's own config.json beside the weights; nothing when there is none.
+
+    Raises AerogelError when it says that the file belongs to the other of timm and timm_tf: their keys are the same.
+    """
+    path = file.parent / CONFIG
+    if not source.startswith("timm") or not path.exists():
+        return {}
+    found = read_json(path)
+    held = found.get("pretrained_cfg") if isinstance(found, dict) else None
+    if not isinstance(held, dict):
+        return {}  # another config.json
+    name = str(found.get("architecture", ""))
+    right = "timm_tf" if name.startswith("tf_") else "timm"
+    if name and right != source:
+        raise AerogelError(f"--weights {source}:{file}: {path} calls it {name}; write {right}:{file}")
+    return {key: held[key] for key in ("mean", "std") if key in held}
 
 
 def _from_folder(text: str, trust: bool) -> Opened:

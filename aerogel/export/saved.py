@@ -183,9 +183,12 @@ def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
     return resize(model, {name: tensor.to(own[name]) for name, tensor in found.items()})
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A .safetensors file, or a .pt/.pth state dict by weights_only. Raises AerogelError naming the file."""
-    return _read_torch(path) if path.suffix in (".pt", ".pth") else read_tensors(path)
+def read_state(path: Path, *, nested: bool = False) -> dict[str, Tensor]:
+    """A .safetensors file, or a .pt/.pth/.pth.tar state dict by weights_only. Raises AerogelError naming the file.
+
+    nested: it may lie under "state_dict" beside other things, as training scripts write it.
+    """
+    return _read_torch(path, nested) if path.name.endswith((".pt", ".pth", ".pth.tar")) else read_tensors(path)
 
 
 def check_fit(
@@ -247,12 +250,14 @@ def _verified(path: Path, config: Config) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path, nested: bool) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything for a file that is not its own
         reason = "no such file" if not os.path.exists(path) else "it is corrupt or holds more than plain tensors"
         raise AerogelError(f"cannot read {path}: {reason}; save a state_dict, best as .safetensors") from error
+    if nested and isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise AerogelError(f"{path} is not a state_dict of tensors; save model.state_dict(), best as .safetensors")
     return state

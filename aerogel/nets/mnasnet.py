@@ -19,7 +19,7 @@ Below 64 pixels the stem and the first strided stage keep stride 1, so that 32 p
 BN has the code's epsilon 1e-3 and momentum 0.01; dropout is 0.2, none in the small net. Its README's MACs are 1 to
 2.5 % above what it builds (315.2M for A1, where the paper says 312M). Differs: it starts depthwise
 convolutions from He over k * k, here from He over k * k * channels; linear layers from U(-a, a), a = 1 / sqrt(classes),
-here from N(0, 0.01).
+here from N(0, 0.01). The code pads strided convolutions as TensorFlow does (padding="same"), here by half the kernel.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ Differs: the paper's text has ReLU, its code ReLU6, the default here (activation
 the last depthwise with stride 2, though from 7x7 to 7x7; stride 1 here, as in the code. The code's README has lower
 MACs at width 0.75 (317M, 233M, 162M, 104M) and higher ones at 0.25 and 192 pixels (34M) than the net makes. The code
 has BN epsilon 1e-3 and momentum 3e-4, here 1e-5 and 0.1 (bn_eps, bn_momentum), a dropout of 0.001, here 0, and
-starts from a truncated normal of 0.09, here He. The paper wants little or no weight decay on depthwise filters.
+starts from a truncated normal of 0.09, here He. It pads strided convolutions as TensorFlow does (padding="same"),
+here by half the kernel on every side. The paper wants little or no weight decay on depthwise filters.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ Below 64 pixels the stem and the first strided stage (c = 24) keep stride 1, so 
 Differs: the paper says 6.9M parameters at width 1.4, its own code builds 6.11M, as here; 3.4M at width 1.0 is
 the count without normalisations (3,470,760), cut short (see aerogel/nets/paper.py). Dropout 0.2 is
 that code's; its BN epsilon is 1e-3, here 1e-5 (bn_eps). He initialisation instead of a truncated normal.
+The code pads strided convolutions as TensorFlow does (padding="same"), here by half the kernel on every side.
 """
 
 from __future__ import annotations

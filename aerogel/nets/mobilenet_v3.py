@@ -29,7 +29,8 @@ Below 64 pixels the stem and the first strided row keep stride 1, so that 32 pix
 Differs: Table 2 ends in 1280 channels, the official code and the paper's later numbers in 1024, as here. The paper's
 dropout of 0.8 is what is kept; here 0.2, what is dropped. BN momentum 0.01 is the paper's decay of 0.99, epsilon 1e-3
 the code's. In the code the last hidden layer shrinks unless told not to, and the stem always. He initialisation
-instead of a truncated normal.
+instead of a truncated normal. The code pads strided convolutions as TensorFlow does (padding="same"), here by half the
+kernel on every side.
 """
 
 from __future__ import annotations

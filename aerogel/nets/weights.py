@@ -5,14 +5,18 @@ constants that the checkpoint was trained with, and notes its preprocessing in `
 missing, left over or of another shape is refused by name. Nothing is downloaded: the state dict is the caller's.
 
 torchvision  0.29: mobilenet_v2, mobilenet_v3_*, shufflenet_v2_*, mnasnet*
-timm         1.0: mobilenetv1_*, mobilenetv2_*, mobilenetv3_*_100, mnasnet_*, semnasnet_*
+timm         1.0: mobilenetv1_*, mobilenetv2_*, mobilenetv3_*, mnasnet_*, semnasnet_*, without the h and d variants
 timm_tf      1.0: tf_mobilenetv3_*, ported from TensorFlow: SAME padding (padding="same"), eps 1e-3, mean = std = 0.5
+             (minimal: minimalistic=true). timm and timm_tf share their keys: only the name tells them apart.
 megvii       ShuffleNet-Series, ShuffleNetV1 and V2: see aerogel/nets/megvii.py
 timm's mnasnet_small adds a residual that Google's code does not: it would load and answer wrongly, so it has no layout.
+Preprocessing is that of a library's usual checkpoint. Some have their own, which the caller passes as mean and std: of
+timm's mobilenetv3_large_100 ra4 was trained with 0.5 and 0.5, miil with 0 and 1. Its mobilenetv1 all have 0.5 and 0.5.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 
 from aerogel.errors import AerogelError, nearest
 from aerogel.nets import megvii
+from aerogel.nets.blocks import IMAGENET_FROM
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of pixels scaled to [0, 1], RGB
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -56,12 +61,21 @@ def load_weights(
 ) -> nn.Module:
     """Puts another library's checkpoint into our net of the same kind, in place, and returns it.
 
-    source: "torchvision", "timm", "timm_tf" or "megvii". mean, std: by channel (R, G, B), of pixels scaled to [0, 1],
-    where the checkpoint was trained with others than its source's usual ones; noted in net.preprocessing.
-    Raises AerogelError for a net or source without a layout, a net built otherwise than the checkpoint needs, and
-    naming the first key that is missing, left over or of another shape. A refusal changes nothing.
+    net: of `nets.build`; its own number type and device stay. It reads R, G, B whatever the library reads.
+    state_dict: {their key: tensor}. Where every key begins with "module.", as DataParallel writes, that is left out.
+    source: "torchvision", "timm", "timm_tf" or "megvii".
+    mean, std: by channel, of pixels scaled to [0, 1], where the checkpoint was trained with others than its source's
+    usual ones. What it reads is noted in net.preprocessing, which `aerogel.save` writes into config.json; every batch
+    norm gets the checkpoint's eps and momentum, in net.spec too. Sources: see aerogel/nets/weights.py.
+    Raises AerogelError for a net or source without a layout, a net built otherwise than the checkpoint needs, a mean or
+    std that does not fit, and naming the first key that is missing, left over or of another shape or kind of number.
+    A refusal changes nothing.
     """
     name, layout = _layout(net, source)
+    given = {key: value for key, value in {"mean": mean, "std": std}.items() if value is not None}
+    read = {key: _by_channel(key, value) for key, value in {**layout.preprocessing, **given}.items()}
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     own = net.state_dict()
     theirs = layout.rename(list(own))
     renamed = {ours: _fitting(name, source, ours, own[ours], key, state_dict) for ours, key in theirs.items()}
@@ -72,9 +86,20 @@ def load_weights(
         layout.adapt(net, renamed)
     net.load_state_dict(renamed)
     _set_norms(net, layout)
-    usual = layout.preprocessing
-    net.preprocessing = {"mean": mean or usual["mean"], "std": std or usual["std"]}  # type: ignore[assignment]
+    net.preprocessing = read  # type: ignore[assignment]
     return net
+
+
+def _by_channel(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
+    """The three values as floats; raises AerogelError when they are not that, or a std is not positive."""
+    rule = f"three {'numbers' if name == 'mean' else 'numbers > 0'}, for R, G and B scaled to [0, 1]"
+    try:
+        found = tuple(map(float, values))
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != 3 or not all(math.isfinite(v) and (name == "mean" or v > 0) for v in found):
+        raise AerogelError(f"load_weights: {name} must be {rule}, got {values!r}")
+    return found
 
 
 def _layout(net: nn.Module, source: str) -> tuple[str, Layout]:
@@ -85,12 +110,21 @@ def _layout(net: nn.Module, source: str) -> tuple[str, Layout]:
     if source not in sources:
         known = ", ".join(sorted(sources)) or f"none for this net; nets with layouts: {', '.join(sorted(LAYOUTS))}"
         raise AerogelError(f"load_weights: {name} has no layout for source {source!r}; known: {known}")
+    args = spec["args"]
     for argument, value in sources[source].needs.items():
-        if spec["args"][argument] != value:
+        if argument == "shuffle" and args["groups"] == 1:
+            continue  # there is nothing to shuffle
+        if args[argument] != value:
+            text = str(value).lower() if isinstance(value, bool) else value
             raise AerogelError(
                 f"load_weights: a {source} checkpoint of {name} needs {argument}={value!r}, "
-                f"the net has {spec['args'][argument]!r}; build it with {name}:{argument}={value}"
+                f"the net has {args[argument]!r}; build it with {name}:{argument}={text}"
             )
+    if args["input_size"] < IMAGENET_FROM:  # its strides are others, so it would answer otherwise
+        raise AerogelError(
+            f"load_weights: {name} leaves out strides below {IMAGENET_FROM} pixels, a {source} checkpoint has them; "
+            f"got input_size={args['input_size']}; build it larger, as with --input 3,224,224"
+        )
     return name, sources[source]
 
 
@@ -104,6 +138,9 @@ def _fitting(
         near = nearest(key, state_dict.keys()) if state_dict else "it is empty"
         raise AerogelError(f"load_weights: the state dict lacks {key!r} ({source}'s name of {ours}); {near}")
     tensor = state_dict[key]
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() != own.is_floating_point():
+        held = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise AerogelError(f"load_weights: {key!r} holds {held}, {name}'s {ours} needs {own.dtype}; is it quantised?")
     if tensor.ndim == 4 and own.ndim == 2 and tensor.shape[2:] == (1, 1):
         tensor = tensor.flatten(1)  # a 1x1 convolution after the pool is a linear layer
     if tensor.shape != own.shape:
@@ -165,14 +202,7 @@ def _torchvision_mnasnet(keys: list[str]) -> dict[str, str]:
     """layers.N: the stem and the first block lie flat, later stages hold their blocks, a block its layers."""
     names = {}
     flat = {"depthwise.conv": 3, "depthwise.bn": 4, "project.conv": 6, "project.bn": 7}
-    deep = {
-        "expand.conv": 0,
-        "expand.bn": 1,
-        "depthwise.conv": 3,
-        "depthwise.bn": 4,
-        "project.conv": 6,
-        "project.bn": 7,
-    }
+    deep = {"expand.conv": 0, "expand.bn": 1, **flat}
     fixed = {"features.stem.conv": "layers.0", "features.stem.bn": "layers.1",
              "features.last.conv": "layers.14", "features.last.bn": "layers.15"}  # fmt: skip
     for key in keys:
@@ -193,15 +223,9 @@ def _torchvision_shufflenet_v2(keys: list[str]) -> dict[str, str]:
     """stageS.B.branch1 (the shortcut) and branch2 (the body), layers counted with their activations."""
     layers = {
         "shortcut": {"depthwise.conv": 0, "depthwise.bn": 1, "project.conv": 2, "project.bn": 3},
-        "body": {
-            "reduce.conv": 0,
-            "reduce.bn": 1,
-            "depthwise.conv": 3,
-            "depthwise.bn": 4,
-            "expand.conv": 5,
-            "expand.bn": 6,
-        },
-    }
+        "body": {"reduce.conv": 0, "reduce.bn": 1, "depthwise.conv": 3, "depthwise.bn": 4,
+                 "expand.conv": 5, "expand.bn": 6},
+    }  # fmt: skip
     fixed = {"features.stem.conv1": "conv1", "features.last": "conv5"}
     names = {}
     for key in keys:
@@ -285,11 +309,13 @@ def _with_prefix(key: str, fixed: dict[str, str], head: dict[str, str], numbered
 
 _FC = {"classifier.fc": "classifier"}
 _TIMM_HEAD = {"features.last.conv": "conv_head", "features.last.bn": "bn2", **_FC}
+_PLAIN = {"padding": "symmetric"}
+_FULL = _PLAIN | {"minimalistic": False, "last_stage": "efficient"}
 _V3 = Layout(
     _torchvision_inverted("block", {"classifier.last": "classifier.0", "classifier.fc": "classifier.3"}),
     1e-3,
     0.01,
-    needs={"padding": "symmetric"},
+    needs=_FULL,
 )
 
 
@@ -299,35 +325,41 @@ def _timm_v3(stage: int, **needed: Any) -> Layout:
     return Layout(_timm(last | {"classifier.last": "conv_head"} | _FC), **needed)
 
 
-_TF: dict[str, Any] = {"bn_eps": 1e-3, "preprocessing": HALF, "needs": {"padding": "same"}}
-_SYMMETRIC = {"padding": "symmetric"}
+_TF: dict[str, Any] = {
+    "bn_eps": 1e-3, "preprocessing": HALF, "needs": {"padding": "same", "last_stage": "efficient"}
+}  # fmt: skip
+_V1 = _PLAIN | {"activation": "relu6", "depthwise": True}
+_SHUFFLE_V2 = {"layout": "mobile", "se": False, "residual": False}
 _MEGVII_IMAGES = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # 0 to 255 as they are; adapt turns BGR into RGB
 
 LAYOUTS: dict[str, dict[str, Layout]] = {
-    "mobilenet_v1": {"timm": Layout(_timm(_FC), needs=_SYMMETRIC | {"activation": "relu6"})},
+    "mobilenet_v1": {"timm": Layout(_timm(_FC), preprocessing=HALF, needs=_V1)},
     "mobilenet_v2": {
-        "torchvision": Layout(_torchvision_inverted("conv", {"classifier.fc": "classifier.1"}), needs=_SYMMETRIC),
-        "timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC),
+        "torchvision": Layout(_torchvision_inverted("conv", {"classifier.fc": "classifier.1"}), needs=_PLAIN),
+        "timm": Layout(_timm(_TIMM_HEAD), needs=_PLAIN),
     },
-    "mobilenet_v3_large": {"torchvision": _V3, "timm": _timm_v3(6, needs=_SYMMETRIC), "timm_tf": _timm_v3(6, **_TF)},
-    "mobilenet_v3_small": {"torchvision": _V3, "timm": _timm_v3(5, needs=_SYMMETRIC), "timm_tf": _timm_v3(5, **_TF)},
+    "mobilenet_v3_large": {"torchvision": _V3, "timm": _timm_v3(6, needs=_FULL), "timm_tf": _timm_v3(6, **_TF)},
+    "mobilenet_v3_small": {"torchvision": _V3, "timm": _timm_v3(5, needs=_FULL), "timm_tf": _timm_v3(5, **_TF)},
     "mnasnet_b1": {
-        "torchvision": Layout(_torchvision_mnasnet, 1e-5, 3e-4, needs=_SYMMETRIC),
-        "timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC),
+        "torchvision": Layout(_torchvision_mnasnet, 1e-5, 3e-4, needs=_PLAIN),
+        "timm": Layout(_timm(_TIMM_HEAD), needs=_PLAIN),
     },
-    "mnasnet_a1": {"timm": Layout(_timm(_TIMM_HEAD), needs=_SYMMETRIC)},
+    "mnasnet_a1": {"timm": Layout(_timm(_TIMM_HEAD), needs=_PLAIN)},
     "shufflenet_v1": {
         "megvii": Layout(
             megvii.shufflenet_v1,
             preprocessing=_MEGVII_IMAGES,
-            needs={"shuffle": "inverse"},
+            needs={"shuffle": "inverse", "se": False},
             adapt=megvii.shuffled_depthwise,
         )
     },
     "shufflenet_v2": {
-        "torchvision": Layout(_torchvision_shufflenet_v2, needs={"wiring": "halves"}),
+        "torchvision": Layout(_torchvision_shufflenet_v2, needs=_SHUFFLE_V2 | {"wiring": "halves"}),
         "megvii": Layout(
-            megvii.shufflenet_v2, preprocessing=_MEGVII_IMAGES, needs={"wiring": "even_odd"}, adapt=megvii.rgb
+            megvii.shufflenet_v2,
+            preprocessing=_MEGVII_IMAGES,
+            needs=_SHUFFLE_V2 | {"wiring": "even_odd"},
+            adapt=megvii.rgb,
         ),
     },
 }

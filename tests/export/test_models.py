@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aerogel import nets
 from aerogel.errors import AerogelError
-from aerogel.export import InputSpec, input_of, load_weights, open_model, save
+from aerogel.export import InputSpec, input_of, load_weights, open_model, save, split_source
 from aerogel.graph import evaluating
 from aerogel.imports import import_factory
 from aerogel.nets.weights import LAYOUTS
@@ -367,29 +367,98 @@ def timms(net: nn.Module, source: str) -> dict[str, Tensor]:
 
 
 def test_another_librarys_checkpoint_brings_its_preprocessing(tmp_path: Path) -> None:
-    text = "mobilenet_v3_small:width=0.25,input_size=32,num_classes=3,padding=same"
+    text = "mobilenet_v3_small:width=0.25,input_size=64,num_classes=3,padding=same"
     theirs = open_model(text).model
     safetensors.torch.save_file(timms(theirs, "timm_tf"), tmp_path / "tf.safetensors")
     torch.save(timms(theirs, "timm_tf"), tmp_path / "tf.pth")
     for file in ("tf.safetensors", "tf.pth"):
         opened = open_model(text, weights=f"timm_tf:{tmp_path / file}")
         assert opened.trained
-        assert opened.input == InputSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
-        x = torch.randn(2, 3, 32, 32)
+        assert opened.input == InputSpec(shape=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
+        x = torch.randn(2, 3, 64, 64)
         assert torch.equal(answers(opened.model, x), answers(theirs, x))
     config = json.loads((save(opened.model, tmp_path / "saved") / "config.json").read_text())
-    assert config["input"] == {"shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert config["input"] == {"shape": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
-def test_the_config_beside_timms_weights_says_what_they_read(tmp_path: Path) -> None:
-    text = "mobilenet_v2:width=0.25,input_size=32,num_classes=3"
-    safetensors.torch.save_file(timms(open_model(text).model, "timm"), tmp_path / "model.safetensors")
-    config = {"architecture": "mobilenetv2_100", "pretrained_cfg": {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    opened = open_model(text, weights=f"timm:{tmp_path / 'model.safetensors'}")
-    assert opened.input == InputSpec(shape=(3, 32, 32), mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3))
+MOBILE = "mobilenet_v2:width=0.25,input_size=64,num_classes=3"
+READ = {"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.3]}
 
 
-def test_a_colon_without_a_known_source_is_part_of_the_path() -> None:
-    with pytest.raises(AerogelError, match=r"cannot read keras:model\.pt: no such file"):
-        open_model("lenet5", weights="keras:model.pt")
+@pytest.mark.parametrize(
+    ("source", "beside", "mean"),
+    [
+        ("timm", {"architecture": "mobilenetv2_100", "pretrained_cfg": READ}, (0.4, 0.5, 0.6)),
+        ("timm", {"pretrained_cfg": READ}, (0.4, 0.5, 0.6)),
+        ("timm", {"pretrained_cfg": {"std": [1, 1, 1]}}, (0.485, 0.456, 0.406)),
+        ("timm", {"format": 1, "net": "lenet5"}, (0.485, 0.456, 0.406)),
+        ("timm", [], (0.485, 0.456, 0.406)),
+        ("torchvision", {"pretrained_cfg": READ}, (0.485, 0.456, 0.406)),
+    ],
+)
+def test_the_config_beside_timms_weights_says_what_they_read(source: str, beside: Any, mean: tuple[float, ...]) -> None:
+    safetensors.torch.save_file(timms(open_model(MOBILE).model, source), "model.safetensors")
+    Path("config.json").write_text(json.dumps(beside))
+    opened = open_model(MOBILE, weights=f"{source}:model.safetensors")
+    assert opened.input is not None
+    assert (opened.input.shape, opened.input.mean) == ((3, 64, 64), mean)
+
+
+@pytest.mark.parametrize(
+    ("source", "beside", "message"),
+    [
+        ("timm", {"architecture": "tf_mobilenetv3_small_100", "pretrained_cfg": READ}, r"write timm_tf:model\.safe"),
+        ("timm_tf", {"architecture": "mobilenetv3_small_100", "pretrained_cfg": READ}, r"write timm:model\.safe"),
+        ("timm", {"pretrained_cfg": {"mean": [0.5]}}, "load_weights: mean must be three numbers"),
+        ("timm", {"pretrained_cfg": {"std": "none"}}, "load_weights: std must be three numbers > 0"),
+    ],
+)
+def test_a_config_beside_timms_weights_that_speaks_of_others_is_refused(source: str, beside: Any, message: str) -> None:
+    text = f"mobilenet_v3_small:width=0.25,num_classes=3,padding={'same' if source == 'timm_tf' else 'symmetric'}"
+    safetensors.torch.save_file(timms(open_model(text).model, source), "model.safetensors")
+    Path("config.json").write_text(json.dumps(beside))
+    with pytest.raises(AerogelError, match=message):
+        open_model(text, weights=f"{source}:model.safetensors")
+
+
+def test_a_file_that_tells_how_it_was_trained_holds_its_weights_under_state_dict() -> None:
+    held = timms(open_model(MOBILE).model, "timm")
+    torch.save({"state_dict": held, "epoch": 3}, "train.pth")
+    opened = open_model(MOBILE, weights="timm:train.pth")
+    assert torch.equal(opened.model.state_dict()["features.stem.conv.weight"], held["conv_stem.weight"])
+    with pytest.raises(AerogelError, match=r"train\.pth is not a state_dict of tensors"):
+        open_model(MOBILE, weights="train.pth")
+    Path("bad.pth").write_bytes(pickle.dumps({"state_dict": Path}))
+    with pytest.raises(AerogelError, match=r"cannot read bad\.pth"):
+        open_model(MOBILE, weights="timm:bad.pth")
+
+
+@pytest.mark.parametrize("name", ["keras:model.pt", "keras:folder/model.pt", "tim:model.pt", "timm_ft:/x/model.pt"])
+def test_an_unknown_source_is_named_with_the_known_ones(name: str) -> None:
+    word = name.partition(":")[0]
+    message = rf"--weights {name}: '{word}' is no source, .*sources: megvii, timm, timm_tf, torchvision"
+    with pytest.raises(AerogelError, match=message):
+        open_model("lenet5", weights=name)
+    with pytest.raises(AerogelError, match=message):
+        split_source(name)
+
+
+def test_a_source_without_a_file_is_refused() -> None:
+    with pytest.raises(AerogelError, match=r"--weights timm: names no file; write timm:model\.safetensors"):
+        open_model("lenet5", weights="timm:")
+
+
+@pytest.mark.parametrize(
+    "name", ["keras:model.pt", "./timm:model.pt", "run:3/model.pt", "a b:c.pt", "2026-01-01T10:00.pt"]
+)
+def test_a_file_whose_name_has_a_colon_is_a_file(name: str) -> None:
+    net = lenet(1)
+    Path(name).parent.mkdir(exist_ok=True)
+    torch.save(net.state_dict(), name)
+    opened = open_model("lenet5:in_channels=1,input_size=28,num_classes=10", weights=name)
+    assert torch.equal(next(opened.model.parameters()), next(net.parameters()))
+
+
+@pytest.mark.parametrize("name", [r"C:\models\w.pt", "D:w.safetensors", "./keras:model.pt", "/data/x:y.pt"])
+def test_a_drive_or_a_folder_before_the_colon_is_no_source(name: str) -> None:
+    assert split_source(name) == (None, name)

@@ -7,6 +7,7 @@ depthwise; V2 splits even and odd channels at a unit's start; both read B, G, R 
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import aerogel as ag
 from aerogel import nets
 from aerogel.errors import AerogelError
+from aerogel.export import open_model
+from aerogel.export.onnx import export_onnx
+from aerogel.export.verify import run_onnx
 
 State = dict[str, Tensor]
 STEMS = {(3, 0.5): 12, (3, 1.0): 24, (3, 1.5): 24, (3, 2.0): 48, (8, 0.5): 16, (8, 1.0): 24, (8, 1.5): 24, (8, 2.0): 48}
@@ -62,7 +67,7 @@ class Reference:
 def shufflenet_v1(bgr: Tensor, groups: int, width: float) -> tuple[Tensor, State]:
     net = Reference()
     x, unit = net.stem(bgr, STEMS[groups, width]), 0
-    out = int({3: 240, 8: 384}[groups] * width)
+    out = int({1: 144, 3: 240, 8: 384}[groups] * width)
     for stage, units in enumerate(UNITS):
         for index in range(units):
             path, first = f"features.{unit}", stage == index == 0
@@ -71,7 +76,8 @@ def shufflenet_v1(bgr: Tensor, groups: int, width: float) -> tuple[Tensor, State
             y = F.relu(net.norm(y, f"{path}.branch_main_1.1"))
             y = net.conv(y, f"{path}.branch_main_1.3", middle, 3, 2 if strided else 1, groups=middle)
             y = net.norm(y, f"{path}.branch_main_1.4")
-            y = torch.cat([y[:, i::groups] for i in range(groups)], dim=1)  # every groups-th channel: the inverse
+            if groups > 1:
+                y = torch.cat([y[:, i::groups] for i in range(groups)], dim=1)  # every groups-th channel: the inverse
             y = net.conv(y, f"{path}.branch_main_2.0", out - before if strided else out, 1, groups=groups)
             y = net.norm(y, f"{path}.branch_main_2.1")
             x = torch.cat((F.avg_pool2d(x, 3, 2, 1), F.relu(y)), dim=1) if strided else F.relu(x + y)
@@ -120,6 +126,15 @@ def test_shufflenet_v1_answers_as_megviis(groups: int, width: float, rgb: Tensor
     check_same("shufflenet_v1", {"groups": groups, "width": width, "shuffle": "inverse"}, theirs, state, rgb)
 
 
+@pytest.mark.parametrize("shuffle", [True, False, "inverse"])
+def test_without_groups_nothing_is_shuffled_and_any_net_will_do(
+    shuffle: bool | str, rgb: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STEMS, (1, 0.5), 12)
+    theirs, state = shufflenet_v1(rgb.flip(1), 1, 0.5)
+    check_same("shufflenet_v1", {"groups": 1, "width": 0.5, "shuffle": shuffle}, theirs, state, rgb)
+
+
 @pytest.mark.parametrize("width", V2_STAGE2)
 def test_shufflenet_v2_answers_as_megviis(width: float, rgb: Tensor) -> None:
     theirs, state = shufflenet_v2(rgb.flip(1), width)
@@ -133,3 +148,47 @@ def test_a_net_with_the_papers_wiring_is_refused(rgb: Tensor) -> None:
     _, state = shufflenet_v2(rgb, 0.5)
     with pytest.raises(AerogelError, match="needs wiring='even_odd', the net has 'halves'"):
         nets.load_weights(nets.build("shufflenet_v2", width=0.5, num_classes=CLASSES), state, "megvii")
+
+
+def test_a_file_as_megviis_training_writes_it(rgb: Tensor, tmp_path: Path) -> None:
+    """{"state_dict": ...} with DataParallel's prefix, in PyTorch's old format, called .pth.tar."""
+    theirs, state = shufflenet_v2(rgb.flip(1), 0.5)
+    file = tmp_path / "checkpoint-latest.pth.tar"
+    held = {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}, "epoch": 3}
+    torch.save(held, file, _use_new_zipfile_serialization=False)
+    opened = open_model(f"shufflenet_v2:width=0.5,num_classes={CLASSES},wiring=even_odd", weights=f"megvii:{file}")
+    with torch.no_grad():
+        assert (opened.model.eval()(rgb) - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert opened.input is not None
+    assert opened.input.std == (1 / 255,) * 3
+
+
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("shufflenet_v1", {"shuffle": "inverse"}),
+    ("shufflenet_v2", {"wiring": "even_odd"}),
+]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_such_a_net_is_counted_cut_saved_and_exported(
+    name: str, way: dict[str, Any], rgb: Tensor, tmp_path: Path
+) -> None:
+    state = (shufflenet_v1(rgb, 3, 0.5) if name == "shufflenet_v1" else shufflenet_v2(rgb, 0.5))[1]
+    net = nets.build(name, width=0.5, num_classes=CLASSES, input_size=64, **way)
+    plain = nets.build(name, width=0.5, num_classes=CLASSES, input_size=64)
+    costs = [ag.cost.count(ag.capture(one, (rgb,))) for one in (net, plain)]
+    assert costs[0].macs == costs[1].macs
+    assert not costs[0].uncounted
+    found = ag.prune.cut(nets.load_weights(net, state, "megvii").eval(), (rgb,), target={"macs": 0.6})
+    assert found.max_error <= 1e-4
+    saved = ag.load(ag.save(found.model, tmp_path / "saved"))
+    file = export_onnx(found.model, (rgb,), tmp_path / "model.onnx").path
+    with torch.no_grad():
+        answers = found.model(rgb)
+        assert torch.equal(saved(rgb), answers)
+    torch.testing.assert_close(
+        torch.from_numpy(run_onnx(file, rgb.numpy())), answers, rtol=1e-4, atol=1e-4 * float(answers.abs().max())
+    )
+    read = ag.export.read_config(tmp_path / "saved").input
+    assert read is not None
+    assert (read.shape, read.mean, read.std) == ((3, 64, 64), (0.0,) * 3, (1 / 255,) * 3)

@@ -23,6 +23,7 @@ NETS = [
     ("shufflenet_v2", {"width": 1.0}, "torchvision", "shufflenet_v2_x1_0"),
     ("mnasnet_b1", {}, "torchvision", "mnasnet1_0"),
     ("mobilenet_v1", {}, "timm", "mobilenetv1_100"),
+    ("mobilenet_v1", {"width": 1.25}, "timm", "mobilenetv1_125"),
     ("mobilenet_v2", {}, "timm", "mobilenetv2_100"),
     ("mobilenet_v2", {"width": 0.5}, "timm", "mobilenetv2_050"),
     ("mobilenet_v3_large", {}, "timm", "mobilenetv3_large_100"),
@@ -31,6 +32,7 @@ NETS = [
     ("mnasnet_a1", {}, "timm", "semnasnet_100"),
     ("mobilenet_v3_large", {"padding": "same"}, "timm_tf", "tf_mobilenetv3_large_100"),
     ("mobilenet_v3_small", {"padding": "same"}, "timm_tf", "tf_mobilenetv3_small_100"),
+    ("mobilenet_v3_small", {"padding": "same", "width": 0.75}, "timm_tf", "tf_mobilenetv3_small_075"),
     ("mobilenet_v3_large", {"padding": "same", "minimalistic": True}, "timm_tf", "tf_mobilenetv3_large_minimal_100"),
     ("mobilenet_v3_small", {"padding": "same", "minimalistic": True}, "timm_tf", "tf_mobilenetv3_small_minimal_100"),
 ]
@@ -52,7 +54,13 @@ def main() -> None:
             state[key].copy_(weight(key, shape))
         with torch.no_grad():
             logits = theirs(image())[0, :16].tolist()
-        held.append({"net": net, "args": args, "source": source, "theirs": name, "keys": keys, "logits": logits})
+        if source.startswith("timm"):
+            usual = theirs.pretrained_cfg
+        else:
+            usual = vars(torchvision.models.get_model_weights(name).DEFAULT.transforms())
+        reads = {"mean": list(usual["mean"]), "std": list(usual["std"])}
+        known = {"net": net, "args": args, "source": source, "theirs": name, "preprocessing": reads}
+        held.append(known | {"keys": keys, "logits": logits})
     HERE.write_text("[\n" + ",\n".join(json.dumps(one) for one in held) + "\n]\n")
 
 
