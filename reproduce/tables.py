@@ -68,7 +68,7 @@ def light_nets() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, title in LIGHT.items():
-        if f"{name}_latency" not in held:
+        if f"{name}_top1" not in held or f"{name}_latency" not in held:
             continue
         top1, macs, params, access, ms, latency = (
             held[f"{name}_{row}"] for row in ("top1", "macs", "params", "access_bytes", "latency_ms", "latency")

@@ -3,3 +3,6 @@
 from aerogel.cost.count import Cost as Cost
 from aerogel.cost.count import Layer as Layer
 from aerogel.cost.count import count as count
+from aerogel.cost.device import Device as Device
+from aerogel.cost.device import device as device
+from aerogel.cost.roofline import roofline as roofline

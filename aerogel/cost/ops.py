@@ -222,6 +222,42 @@ ELEMENTWISE: dict[str, Formula] = {
     **dict.fromkeys(["var", "std", "norm", "linalg_vector_norm"], _each_input_times(3)),
 }  # fmt: skip
 
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_NORMS = {"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
+_REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "topk", "sort", "any", "all",
+               "var", "std", "norm", "linalg_vector_norm", "softmax", "log_softmax", "logsumexp", "cumsum"}  # fmt: skip
+
+
+def family(graph: Graph, op: Op) -> str:
+    """The kind of kernel: all of one family reach about the same speed on a device, those of two do not.
+
+    conv (dense, k x k), pointwise (dense, 1 x 1), grouped, depthwise, transposed, matmul, recurrent, norm, pool,
+    reduce, elementwise, move (data only) or unknown (no formula). What is only a view of memory is for
+    `aerogel.cost.memory.views` to say.
+    """
+    if op.kind in _CONVOLUTIONS:
+        channels, weight = _in(graph, op, 0).shape, _in(graph, op, 1).shape
+        groups = channels[1 if len(channels) == len(weight) else 0] // weight[1]
+        if groups == 1:
+            return "pointwise" if math.prod(weight[2:]) == 1 else "conv"
+        return "depthwise" if weight[1] == 1 else "grouped"
+    if op.kind.startswith("conv_transpose"):
+        return "transposed"
+    if op.kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return "recurrent"
+    if op.kind in MACS:
+        return "matmul"
+    if "pool" in op.kind:
+        return "pool"
+    if op.kind in _NORMS:
+        return "norm"
+    if op.kind in _REDUCTIONS:
+        return "reduce"
+    if op.kind in ELEMENTWISE:
+        return "elementwise"
+    return "move" if op.kind in MOVES | VIEWS else "unknown"
+
+
 # Another view of the same memory: no work, no traffic, no storage; but see `aerogel.cost.memory.views`.
 VIEWS = frozenset(
     ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "expand",

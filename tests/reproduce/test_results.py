@@ -121,7 +121,9 @@ def test_the_light_nets_are_those_of_the_table_and_cost_about_the_same(script: A
 def test_a_light_net_is_trained_and_measured(script: Any, tmp_path: Path) -> None:
     light, results, path = script("light_nets"), script("results"), tmp_path / "light_nets.json"
     digits = ag.data.load("digits")
-    light.record("shufflenet_v1_g3", 1, digits, path=path, recipe=Recipe(epochs=0.5, batch_size=64), seconds=0.5)
+    light.learn("shufflenet_v1_g3", 1, data=digits, path=path, recipe=Recipe(epochs=0.5, batch_size=64))
+    assert results.held_seeds(path, "shufflenet_v1_g3_latency") == []
+    light.measure("shufflenet_v1_g3", 1, path=path, seconds=0.5)
     held = {row["row"]: row for row in results.rows(path)}
     assert held["shufflenet_v1_g3_macs"]["ours"] == [macs_of(light.fresh("shufflenet_v1_g3", 1), light.EXAMPLE)]
     assert 0 <= held["shufflenet_v1_g3_top1"]["mean"] <= 100
