@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 
+from aerogel.cost.budget import BYTES, COUNTS, TIMES, quantity
 from aerogel.errors import AerogelError, nearest
 
-_COUNTS = {"K": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "KB": 1e3, "MB": 1e6, "GB": 1e9}
 # Every metric, with the units of its absolute values: milliseconds, counts, bytes.
 UNITS: dict[str, dict[str, float]] = {
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-    "params": _COUNTS,
-    "macs": _COUNTS,
-    "access_bytes": _BYTES,
-    "peak_bytes": _BYTES,
+    "latency": TIMES,
+    "params": COUNTS,
+    "macs": COUNTS,
+    "access_bytes": BYTES,
+    "peak_bytes": BYTES,
     "channels": {},
 }
-_VALUE = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ def parse_goal(text: str) -> Goal:
     metric = name.strip()
     if not equals or metric not in UNITS:
         raise AerogelError(f"--target {text!r} must be METRIC=VALUE; {nearest(metric, UNITS)}")
-    match = _VALUE.fullmatch(value)
-    if match is None:
+    found = quantity(value)
+    if found is None:
         raise AerogelError(f"--target {text!r}: {value!r} is not a number with a unit; write {metric}=0.5")
-    number, unit, units = float(match[1]), match[2], UNITS[metric]
+    (number, unit), units = found, UNITS[metric]
     if unit == "" and 0 < number <= 1:
         return Goal(metric, number, False, text)
     if unit in units and number > 0:
