@@ -80,8 +80,38 @@ def _positions(graph: Graph, op: Op) -> int:
 
 
 def _recurrent_weights(graph: Graph, op: Op) -> list[Value]:
-    """The list of weights and biases among the arguments: lstm has two states before it, gru and rnn one."""
-    return [graph.values[ref.name] for ref in op.args[2]]
+    """The list of weights and biases among the arguments: after the input and the states; a packed sequence has its
+    batch sizes between them."""
+    packed = getattr(op.fn, "_overloadname", "") == "data"
+    return [graph.values[ref.name] for ref in op.args[3 if packed else 2]]
+
+
+def _cell(graph: Graph, op: Op) -> int:
+    """One step of a recurrent layer: input, states, then the input's matrix (gates, i) and the state's (gates, h)."""
+    rows = math.prod(_in(graph, op, 0).shape[:-1])
+    return rows * (_in(graph, op, 2).numel + _in(graph, op, 3).numel)
+
+
+def _cell_gates(graph: Graph, op: Op) -> int:
+    """As `_gates`, of one step."""
+    return math.prod(_in(graph, op, 0).shape[:-1]) * 6 * _in(graph, op, 2).shape[0]
+
+
+def _tensordot(graph: Graph, op: Op) -> int:
+    """Every output sums over the contracted dimensions of the left operand."""
+    left = _in(graph, op, 0).shape
+    return _out(graph, op).numel * math.prod(left[dim] for dim in op.args[2])
+
+
+def _batches_summed(graph: Graph, op: Op) -> int:
+    """addbmm: (n, m) + the sum over b of (b, n, k) @ (b, k, m)."""
+    batches, _, inner = _in(graph, op, 1).shape
+    return _out(graph, op).numel * batches * inner
+
+
+def _affine_grid(graph: Graph, op: Op) -> int:
+    """Every point of the grid, with a 1 behind it, times the matrix theta (n, d, d + 1)."""
+    return _out(graph, op).numel * _in(graph, op, 0).shape[-1]
 
 
 def _einsum(graph: Graph, op: Op) -> int:
@@ -126,16 +156,25 @@ def _indices(term: str, rank: int) -> list[str]:
     return [*before, *(str(i) for i in reversed(range(hidden if dots else 0))), *after]
 
 
+_LAYERS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+_CELLS = [f"{name}_cell" for name in _LAYERS]
+
 MACS: dict[str, Formula] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _convolution),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _transposed),
     "linear": _linear,
-    **dict.fromkeys(["mm", "bmm", "mv", "dot", "matmul"], _matmul),
+    **dict.fromkeys(["mm", "bmm", "mv", "dot", "vdot", "matmul", "inner", "linalg_matmul"], _matmul),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _product(1)),
+    # A mixture of experts: each row goes through the matrix of its expert. The names of PyTorch and transformers.
+    **dict.fromkeys(["_grouped_mm", "transformers.grouped_mm_fallback"], _matmul),
+    "addbmm": _batches_summed,
+    "tensordot": _tensordot,
+    "affine_grid_generator": _affine_grid,
     "bilinear": _bilinear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
+    **dict.fromkeys(_LAYERS, _recurrent),
+    **dict.fromkeys(_CELLS, _cell),
 }
 
 
@@ -187,13 +226,46 @@ def _scattered(graph: Graph, op: Op) -> int:
     return _in(graph, op, 3).numel
 
 
+def _sampled(graph: Graph, op: Op) -> int:
+    """grid_sampler: as an interpolation, bilinear 7, nearest 0, bicubic 35 for each number."""
+    return (7, 0, 35)[op.args[2]] * _out(graph, op).numel
+
+
+def _searched(graph: Graph, op: Op) -> int:
+    """A binary search for each number: among the boundaries that the other operand is."""
+    boundaries = _in(graph, op, 1 if op.kind == "bucketize" else 0).shape[-1]
+    return _out(graph, op).numel * max(1, math.ceil(math.log2(boundaries + 1)))
+
+
+def _bags(graph: Graph, op: Op) -> int:
+    """embedding_bag: every row looked up is added to its bag."""
+    return _in(graph, op, 1).numel * _in(graph, op, 0).shape[-1]
+
+
+def _distances(graph: Graph, op: Op) -> int:
+    """cdist: a difference, a square and a sum for each pair of points and each dimension."""
+    return 3 * _out(graph, op).numel * _in(graph, op, 0).shape[-1]
+
+
+_COMPARISONS = ["gt", "ge", "lt", "le", "eq", "ne", "greater", "greater_equal", "less", "less_equal", "not_equal",
+                "isnan", "isinf", "isfinite", "isclose", "logical_and", "logical_or", "logical_not", "logical_xor",
+                "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "__and__", "__or__", "__xor__",
+                "__lshift__", "__rshift__"]  # fmt: skip
 _ONCE = ["relu", "relu6", "hardtanh", "leaky_relu", "add", "sub", "mul", "div", "neg", "abs", "square", "maximum",
-         "minimum", "clamp", "clamp_min", "clamp_max", "threshold", "prelu", "gt", "ge", "lt", "le", "eq", "ne",
-         "floor", "ceil", "round", "sign", "where", "masked_fill", "outer", "rsub", "reciprocal", "logical_and",
-         "logical_or", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not", "remainder", "floor_divide",
-         "cumsum"]  # fmt: skip
+         "minimum", "clamp", "clamp_min", "clamp_max", "clip", "threshold", "prelu", "floor", "ceil", "round", "trunc",
+         "frac", "fix", "sign", "sgn", "where", "masked_fill", "outer", "rsub", "reciprocal", "remainder", "fmod",
+         "floor_divide", "fmax", "fmin", "softshrink", "hardshrink", "heaviside", "nan_to_num", "diff", "cumsum",
+         "cumprod", "cummax", "cummin", "absolute", "negative", "subtract", "multiply", "divide", "true_divide",
+         "deg2rad", "rad2deg", "__rsub__", "copysign", "_conj", "conj_physical", *_COMPARISONS]  # fmt: skip
 _FOUR = ["elu", "selu", "celu", "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu", "gelu", "mish", "softplus",
-         "exp", "log", "pow", "sqrt", "rsqrt", "erf", "sin", "cos"]  # fmt: skip
+         "log_sigmoid", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "float_power", "sqrt", "rsqrt",
+         "erf", "erfc", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh",
+         "atanh", "sinc", "polar", "logaddexp", "logit", "hypot"]  # fmt: skip
+_STATISTICS = ["mean", "sum", "amax", "amin", "aminmax", "max", "min", "argmax", "argmin", "prod", "topk", "sort",
+               "argsort", "median", "kthvalue", "any", "all", "nansum", "nanmean", "count_nonzero", "histc",
+               "bincount", "trace"]  # fmt: skip
+_DEVIATIONS = ["var", "std", "var_mean", "std_mean", "norm", "linalg_norm", "linalg_vector_norm", "linalg_matrix_norm",
+               "frobenius_norm", "norm_except_dim"]  # fmt: skip
 
 ELEMENTWISE: dict[str, Formula] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d",
@@ -204,28 +276,38 @@ ELEMENTWISE: dict[str, Formula] = {
     "instance_norm": _each_output(7),  # mean 1, variance 2, scale and shift 4
     **dict.fromkeys(["layer_norm", "group_norm"], _each_output(7)),
     "rms_norm": _each_output(4),
-    **dict.fromkeys(["softmax", "log_softmax", "logsumexp"], _each_input_times(5)),
+    **dict.fromkeys(["softmax", "log_softmax", "logsumexp", "logcumsumexp"], _each_input_times(5)),
     "scaled_dot_product_attention": _softmax_of_scores,
-    **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _gates),
+    **dict.fromkeys(_LAYERS, _gates),
+    **dict.fromkeys(_CELLS, _cell_gates),
     "einsum": _einsum_work,
+    **dict.fromkeys(["addcmul", "addcdiv"], _each_output(2)),
+    "lerp": _each_output(3),
+    "cosine_similarity": _each_input_times(6),
+    "pairwise_distance": _each_input_times(3),
+    "cdist": _distances,
+    "_weight_norm": _each_input_times(4),  # a norm (3) and a scale
+    "grid_sampler": _sampled,
+    **dict.fromkeys(["bucketize", "searchsorted"], _searched),
+    "embedding_bag": _bags,
+    "col2im": _each_input,
     "glu": _each_output(5),
     **dict.fromkeys(["upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"], _each_output(7)),
     "upsample_bicubic2d": _each_output(35),
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _each_output(1)),
     **{f"fft_{name}{dims}": _fft for name in ("fft", "ifft", "rfft", "irfft") for dims in ("", "2", "n")},
-    "scatter_add": _scattered,
+    **dict.fromkeys(["scatter_add", "scatter_reduce", "index_add", "index_reduce"], _scattered),
     **dict.fromkeys(["max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
                      "max_pool2d_with_indices"], _window),
-    **dict.fromkeys(["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d",
-                     "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "topk", "sort", "any",
-                     "all"], _each_input),
-    **dict.fromkeys(["var", "std", "norm", "linalg_vector_norm"], _each_input_times(3)),
+    **dict.fromkeys(["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+                     "adaptive_max_pool2d", "adaptive_max_pool3d", *_STATISTICS], _each_input),
+    **dict.fromkeys(_DEVIATIONS, _each_input_times(3)),
 }  # fmt: skip
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _NORMS = {"batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"}
-_REDUCTIONS = {"mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "topk", "sort", "any", "all",
-               "var", "std", "norm", "linalg_vector_norm", "softmax", "log_softmax", "logsumexp", "cumsum"}  # fmt: skip
+_REDUCTIONS = {*_STATISTICS, *_DEVIATIONS, "softmax", "log_softmax", "logsumexp", "logcumsumexp", "cumsum", "cumprod",
+               "cummax", "cummin"}  # fmt: skip
 
 
 def family(graph: Graph, op: Op) -> str:
@@ -243,7 +325,7 @@ def family(graph: Graph, op: Op) -> str:
         return "depthwise" if weight[1] == 1 else "grouped"
     if op.kind.startswith("conv_transpose"):
         return "transposed"
-    if op.kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+    if op.kind in _LAYERS or op.kind in _CELLS:
         return "recurrent"
     if op.kind in MACS:
         return "matmul"
@@ -258,20 +340,38 @@ def family(graph: Graph, op: Op) -> str:
     return "move" if op.kind in MOVES | VIEWS else "unknown"
 
 
+# Another order of the same memory: a reshape behind one of these copies.
+PERMUTES = frozenset(
+    ["permute", "transpose", "t", "numpy_T", "mT", "adjoint", "movedim", "moveaxis", "swapaxes", "swapdims", "expand",
+     "expand_as", "broadcast_to", "diagonal", "as_strided"]
+)  # fmt: skip
+# The parts of complex numbers: a view of another type.
+COMPLEX_VIEWS = frozenset(["real", "imag", "view_as_real", "view_as_complex"])
 # Another view of the same memory: no work, no traffic, no storage; but see `aerogel.cost.memory.views`.
-VIEWS = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "expand",
-     "expand_as", "chunk", "split", "split_with_sizes", "select", "slice", "narrow", "unbind", "detach", "alias",
-     "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to"]
+VIEWS = PERMUTES | COMPLEX_VIEWS | frozenset(
+    ["view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze", "chunk",
+     "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "_unsafe_view", "select", "slice",
+     "narrow", "unbind", "detach", "alias", "lift", "atleast_1d", "atleast_2d", "atleast_3d", "resolve_conj",
+     "resolve_neg", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "type_as"]
+)  # fmt: skip
+# Makes a tensor of a shape: whatever it takes that shape from, it reads none of it.
+CREATES = frozenset(
+    ["zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "zeros_like", "ones_like", "full_like",
+     "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "scalar_tensor", "tril_indices", "triu_indices",
+     "rand", "randn", "rand_like", "randn_like", "randint", "randperm", "fill", "zero", "fft_fftfreq",
+     "fft_rfftfreq"]
 )  # fmt: skip
 # Moves data and computes nothing.
-MOVES = frozenset(
-    ["cat", "stack", "clone", "copy", "_to_copy", "pad", "constant_pad_nd", "roll", "flip", "repeat",
-     "index_select", "channel_shuffle", "embedding", "gather", "scatter", "index", "index_put", "take",
-     "repeat_interleave", "tril", "triu", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col", "upsample_nearest1d",
-     "upsample_nearest2d", "upsample_nearest3d", "zeros", "ones", "full", "arange", "zeros_like", "ones_like",
-     "full_like", "new_zeros", "new_ones", "new_full", "scalar_tensor", "lift_fresh_copy", "one_hot", "tile",
-     "reflection_pad2d", "replication_pad2d"]
+MOVES = CREATES | frozenset(
+    ["cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack", "block_diag", "diag",
+     "diag_embed", "clone", "copy", "_to_copy", "pad", "constant_pad_nd", "roll", "flip", "fliplr", "flipud", "rot90",
+     "repeat", "index_select", "channel_shuffle", "native_channel_shuffle", "embedding", "gather", "scatter", "index",
+     "index_put", "index_copy", "index_fill", "masked_scatter", "take", "take_along_dim", "repeat_interleave", "tril",
+     "triu", "pixel_shuffle", "pixel_unshuffle", "unfold", "im2col", "upsample_nearest1d", "upsample_nearest2d",
+     "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+     "lift_fresh_copy", "one_hot", "tile", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+     "replication_pad1d", "replication_pad2d", "replication_pad3d", "select_scatter", "slice_scatter",
+     "diagonal_scatter", "complex", "fft_fftshift", "fft_ifftshift", "cartesian_prod", "combinations", "meshgrid"]
 )  # fmt: skip
 # What an inference runtime computes where the layer before writes.
 ACTIVATIONS = frozenset(
