@@ -2,7 +2,11 @@
 
 from aerogel.cost.count import Cost as Cost
 from aerogel.cost.count import Layer as Layer
+from aerogel.cost.count import Sums as Sums
+from aerogel.cost.count import Verified as Verified
 from aerogel.cost.count import count as count
 from aerogel.cost.device import Device as Device
 from aerogel.cost.device import device as device
 from aerogel.cost.roofline import roofline as roofline
+from aerogel.cost.verify import verified as verified
+from aerogel.cost.verify import verify as verify

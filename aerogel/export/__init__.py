@@ -1,6 +1,7 @@
 """Models on disk: saved folders without pickle, and the files an inference runtime runs."""
 
 from aerogel.export.models import Opened as Opened
+from aerogel.export.models import example_inputs as example_inputs
 from aerogel.export.models import input_of as input_of
 from aerogel.export.models import open_model as open_model
 from aerogel.export.models import split_source as split_source

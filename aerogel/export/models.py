@@ -1,4 +1,4 @@
-"""MODEL as a user types it: a zoo network, a saved folder, or the user's own factory."""
+"""MODEL as a user types it: a zoo network, a saved folder, one of Hugging Face's, or the user's own factory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from aerogel import nets
 from aerogel.errors import AerogelError, nearest
+from aerogel.export.hf import PREFIX, hf_inputs, open_hf, parse_size
 from aerogel.export.saved import (
     CONFIG,
     InputSpec,
@@ -36,6 +38,7 @@ class Opened:
     factory: str | None
     trained: bool  # it came with weights
     input: InputSpec | None = None
+    weightless: bool = False  # it lies on the meta device: it can be counted, not run
 
 
 def open_model(
@@ -45,6 +48,7 @@ def open_model(
     num_classes: int | None = None,
     weights: str | None = None,
     trust: bool = False,
+    counting: bool = False,
 ) -> Opened:
     """Builds or loads what `text` names.
 
@@ -53,9 +57,13 @@ def open_model(
     weights: a saved folder, a file, or SOURCE:FILE for another library's checkpoint (`split_source`), whose
     preprocessing becomes the input's; where timm's own config.json lies beside FILE, that says it.
     A name of the zoo means the zoo, also where a folder has that name: write ./lenet5 for the folder.
+    "hf:vit", "hf:config.json" (`aerogel.export.hf`): a network without weights, and only for a caller that does no more
+    than count it, and says so by `counting`.
     Raises AerogelError for an unknown name, arguments that contradict the data, or weights that do not fit.
     """
     name, colon, rest = text.partition(":")
+    if text.startswith(PREFIX):
+        return _from_hugging_face(text, weights, counting)
     if name in nets.NETS:
         opened = Opened(_from_zoo(text, input_shape, num_classes), None, False)
     elif os.path.isdir(text):
@@ -116,6 +124,16 @@ def _pretrained_cfg(source: str, file: Path) -> dict[str, Any]:
     return {key: held[key] for key in ("mean", "std") if key in held}
 
 
+def _from_hugging_face(text: str, weights: str | None, counting: bool) -> Opened:
+    if weights is not None or not counting:
+        what = "takes no --weights" if weights is not None else "has no weights"
+        raise AerogelError(
+            f"model {text!r} {what}: an architecture of Hugging Face's can be counted, by `aerogel cost`; "
+            "to train or cut it, write a file.py:factory that returns it"
+        )
+    return Opened(open_hf(text), None, False, weightless=True)
+
+
 def _from_folder(text: str, trust: bool) -> Opened:
     if not (Path(text) / CONFIG).exists() and (Path(text) / "model" / CONFIG).exists():
         text = str(Path(text) / "model")  # a run folder: its result
@@ -144,6 +162,19 @@ def _from_zoo(text: str, input_shape: tuple[int, int, int] | None, num_classes: 
         return nets.build(name, **(known | args))
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # sizes that this machine cannot hold
         raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; give smaller numbers") from error
+
+
+def example_inputs(opened: Opened, given: str | None = None) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """args and kwargs to call an opened network with: zeros, a batch of one, on the network's device.
+
+    given: --input as the user typed it: C,H,W, or for `hf:` text a number of tokens. None: what the network says it
+    takes. Raises AerogelError where that is malformed, or nobody says.
+    """
+    if opened.weightless:
+        return (), hf_inputs(opened.model, given)
+    shape = parse_size(given) or input_of(opened.model, opened.input)
+    device = next((tensor.device for tensor in opened.model.parameters()), None)
+    return (torch.zeros(1, *shape, device=device),), {}
 
 
 def input_of(model: nn.Module, known: InputSpec | None = None) -> tuple[int, int, int]:

@@ -1,0 +1,217 @@
+"""Hugging Face's architectures from a configuration alone: on the meta device, with no weights and no download.
+
+    hf:vit                                       the default configuration of that type
+    hf:bert:num_hidden_layers=2,hidden_size=128  with entries of one's own
+    hf:PATH                                      a config.json, or a folder that holds one
+    hf:vit:architecture=ViTForImageClassification
+
+Without `architecture` a file's own first one is built, else the type's base model without a head. The network can be
+counted, not run: it has no numbers. Caches of keys and values are off: one forward pass is what is counted. Needs the
+extra `hf` (transformers). Code that a configuration names is never run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aerogel import nets
+from aerogel.errors import AerogelError, nearest
+from aerogel.graph.capture import quiet
+from aerogel.imports import one_line
+
+PREFIX = "hf:"
+TOKENS = 128  # of text, where --input gives no other number
+META = torch.device("meta")
+
+
+def open_hf(text: str) -> nn.Module:
+    """The network that `hf:...` names, in eval mode on the meta device. Raises AerogelError in one line."""
+    transformers = _transformers()
+    source, _, options = text.removeprefix(PREFIX).partition(":")
+    entries = nets.parse(f"hf:{options}")[1] if options else {}
+    architecture = entries.pop("architecture", None)
+    with quiet():
+        config = _config(transformers, text, source, entries)
+        held = getattr(config, "architectures", None) or [None]
+        build = _builder(transformers, text, config, architecture or held[0])
+        for part in [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]:
+            if hasattr(part, "use_cache"):
+                part.use_cache = False
+        try:
+            with META:
+                model: nn.Module = build(config)
+        except ImportError as error:
+            what = one_line(error).partition(".")[0]
+            raise AerogelError(f"model {text!r}: {what}; install it, or give a config.json that needs none") from error
+        except Exception as error:  # a configuration may hold anything
+            raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; change that entry") from error
+    return model.eval()
+
+
+def hf_inputs(model: nn.Module, given: str | None) -> dict[str, Tensor]:
+    """Example inputs, by keyword, on the meta device: one image, text, or sound, as the configuration says.
+
+    given: what the user typed for --input: C,H,W for images, a number of tokens for text (default 128), of samples
+    for sound, of frames for spectra. Raises AerogelError where neither it nor the configuration says a size.
+    """
+    config: Any = model.config
+    takes = inspect.signature(model.forward).parameters
+    names = [getattr(model, "main_input_name", "input_ids")]
+    if {"vision_config", "text_config"} <= vars(config).keys():
+        names = ["pixel_values", "input_ids"]
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        names.append("decoder_input_ids")
+    lacking = [name for name in names if name not in _INPUTS or name not in takes]
+    if lacking:
+        raise AerogelError(
+            f"example_inputs: {type(model).__name__} takes {lacking[0]}, which aerogel cannot make up; "
+            "call aerogel.capture(model, (), {...}) with inputs of your own"
+        )
+    images = "pixel_values" in names
+    found = {}
+    for name in names:
+        size = given if (name == "pixel_values") == images else None  # of an image and a text, the image's
+        found[name] = _INPUTS[name](config, size)
+    return found
+
+
+def _transformers() -> Any:
+    try:
+        with quiet():
+            import transformers
+    except ImportError as error:
+        raise AerogelError(
+            f"hf: models need transformers, which cannot be imported ({one_line(error)}); "
+            "install it with `pip install aerogel[hf]`"
+        ) from error
+    return transformers
+
+
+def _config(transformers: Any, text: str, source: str, entries: dict[str, Any]) -> Any:
+    """The configuration of a path or of a type, with the user's entries, every one of which must exist in it."""
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir() or path.is_file():
+            config, _ = transformers.AutoConfig.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False, return_unused_kwargs=True
+            )
+            entries_of = type(config)(**{**config.to_dict(), **entries})
+        else:
+            types = list(transformers.CONFIG_MAPPING.keys())
+            if source not in types:
+                raise AerogelError(
+                    f"model {text!r}: {source!r} is no model type of transformers {transformers.__version__}, "
+                    f"no folder and no file; {nearest(source, types)}"
+                )
+            config = transformers.AutoConfig.for_model(source)
+            entries_of = transformers.AutoConfig.for_model(source, **entries)
+    except AerogelError:
+        raise
+    except Exception as error:
+        raise AerogelError(f"model {text!r}: its configuration cannot be read: {one_line(error)}") from error
+    known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
+    for entry in entries:
+        if entry not in known:
+            raise AerogelError(f"model {text!r}: {config.model_type} has no entry {entry!r}; {nearest(entry, known)}")
+    return entries_of
+
+
+def _builder(transformers: Any, text: str, config: Any, architecture: str | None) -> Callable[[Any], nn.Module]:
+    """What makes the network of a configuration."""
+    if architecture is None:
+        return transformers.AutoModel.from_config
+    found: Any = getattr(transformers, str(architecture), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise AerogelError(f"model {text!r}: transformers {transformers.__version__} has no network {architecture!r}")
+    network: Any = found
+    if not isinstance(config, network.config_class or object):
+        raise AerogelError(f"model {text!r}: {architecture} is not built from a {config.model_type} configuration")
+    return network._from_config
+
+
+# ---------------------------------------------------------------- example inputs
+
+
+def parse_size(text: str | None) -> tuple[int, int, int] | None:
+    """C,H,W as three whole numbers. Raises AerogelError."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        rule = "--input must be C,H,W, three positive whole numbers"
+        raise AerogelError(f"{rule}, got {text!r}; write --input 3,224,224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def _number(given: str | None, what: str) -> int | None:
+    if given is None:
+        return None
+    if not (given.isdecimal() and int(given) > 0):
+        raise AerogelError(
+            f"--input must be a number of {what} for this network, got {given!r}; write --input {TOKENS}"
+        )
+    return int(given)
+
+
+def _words(config: Any, given: str | None) -> Tensor:
+    """(1, tokens) whole numbers; no more by default than there are positions for."""
+    text = getattr(config, "text_config", None) or config
+    places = [getattr(text, name, None) for name in ("max_position_embeddings", "max_target_positions", "n_positions")]
+    most = min((n for n in places if isinstance(n, int) and n > 0), default=TOKENS)
+    return torch.zeros(1, _number(given, "tokens") or min(TOKENS, most), dtype=torch.long, device=META)
+
+
+def _image(config: Any, given: str | None) -> Tensor:
+    """(1, C, H, W), of the size in the configuration."""
+    held = [c for c in (config, getattr(config, "vision_config", None)) if c is not None]
+    size: Any = next((c.image_size for c in held if getattr(c, "image_size", None)), None)
+    shape = parse_size(given)
+    if shape is not None:
+        return torch.zeros(1, *shape, device=META)
+    if size is None:
+        raise AerogelError(
+            f"--input C,H,W is needed: a {config.model_type} configuration holds no image size; write --input 3,224,224"
+        )
+    channels = next((c.num_channels for c in held if getattr(c, "num_channels", None)), 3)
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.zeros(1, channels, height, width, device=META)
+
+
+def _spectrum(config: Any, given: str | None) -> Tensor:
+    """(1, mel bins, frames), twice the encoder's positions as Whisper has them."""
+    positions = getattr(config, "max_source_positions", None)
+    frames = _number(given, "frames") or (2 * positions if positions else None)
+    bins = getattr(config, "num_mel_bins", None)
+    if frames is None or bins is None:
+        raise AerogelError(f"--input FRAMES is needed: a {config.model_type} configuration does not hold them")
+    return torch.zeros(1, bins, frames, device=META)
+
+
+def _sound(config: Any, given: str | None) -> Tensor:
+    """(1, samples)."""
+    samples = _number(given, "samples")
+    if samples is None:
+        raise AerogelError("--input SAMPLES is needed: the cost of sound depends on its length; write --input 16000")
+    return torch.zeros(1, samples, device=META)
+
+
+def _decoded(config: Any, given: str | None) -> Tensor:
+    """(1, tokens) for the decoder, as many as the text has; behind images and sound the default number."""
+    reads_text = not hasattr(config, "num_mel_bins") and not hasattr(config, "image_size")
+    return _words(config, given if reads_text else None)
+
+
+_INPUTS: dict[str, Callable[[Any, str | None], Tensor]] = {
+    "input_ids": _words,
+    "pixel_values": _image,
+    "input_features": _spectrum,
+    "input_values": _sound,
+    "decoder_input_ids": _decoded,
+}
