@@ -59,7 +59,25 @@ def render(report: dict[str, Any]) -> str:
     Raises AerogelError for a version that this aerogel does not know, or a value that JSON cannot hold.
     """
     report = plain(report)
-    environment = Environment(
+    plots = figures(report)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            outcome=outcome(report),
+            rows=rows(report),
+            spread=spread,
+            bullet=bullet,
+            plots=plots,
+            plotly=Markup(get_plotlyjs()) if plots else "",
+        )
+    )
+
+
+def environment() -> Environment:
+    """jinja2 for the pages beside this file: everything that is printed is escaped, and the invisible made visible."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=ChainableUndefined,
@@ -68,17 +86,8 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     for function in (exact, human, percent, script_hash, tiny):
-        environment.filters[function.__name__] = function
-    plots = figures(report)
-    return environment.get_template("page.html").render(
-        report=report,
-        outcome=outcome(report),
-        rows=rows(report),
-        spread=spread,
-        bullet=bullet,
-        plots=plots,
-        plotly=Markup(get_plotlyjs()) if plots else "",
-    )
+        made.filters[function.__name__] = function
+    return made
 
 
 def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""The tables of `aerogel nets` and `aerogel cost`, as text."""
+"""The table of `aerogel nets`, and any table as text on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from aerogel.console import printable
 from aerogel.report.terminal import human
 
 WIDTH = 110
@@ -28,26 +27,6 @@ def zoo_table(rows: list[dict[str, Any]]) -> str:
 
 
 _PRINTED = {"params_M": " M", "madds_M": " M", "top1": " %"}  # what nets.paper holds, in this order
-
-
-def cost_table(model: str, found: dict[str, Any]) -> str:
-    """Layers that do work, then the totals and what was not counted."""
-    table = Table("layer", "op", "output", *(_right(n) for n in ("params", "MACs", "access")), box=None)
-    for layer in found["layers"]:
-        if layer["macs"] or layer["access_bytes"]:
-            shape = "x".join(map(str, layer["shape"]))
-            table.add_row(layer["name"], layer["op"], shape, f"{layer['params']:,}", f"{layer['macs']:,}",
-                          human(layer["access_bytes"], "bytes"))  # fmt: skip
-    lines = [
-        *_lines(table),
-        f"{model}, input {'x'.join(map(str, found['input']))}",
-        f"params {found['params']:,}   MACs {found['macs']:,}   FLOPs {found['flops']:,}",
-        f"access {found['access_bytes']:,} bytes ({found['access_bytes_raw']:,} without fusion)   "
-        f"peak {found['peak_bytes']:,} bytes at {found['peak_op']} ({found['peak_bytes_raw']:,} without fusion)",
-    ]
-    for op, modules in found["uncounted"].items():
-        lines.append(f"not counted: {op} in {', '.join(modules)}")
-    return "\n".join(map(printable, lines))
 
 
 def _right(title: str) -> Column:
