@@ -1,0 +1,100 @@
+"""P4, P5: what the memory and the runtime make slow. Practice, not the paper's.
+
+P4-peak   Where the peak is over 1.5 times what the network needs while the largest tensor of the peak is not alive,
+          that tensor alone decides how much memory is kept. At stake are the bytes above, and the time to write and
+          read them at the device's bandwidth for such a size. In bands of rows the layers there compute the same with
+          less: patch-based inference, MCUNetV2, Lin et al. 2021, arXiv:2110.15352.
+P5-onnx   What PyTorch's exporter has no ONNX function for stops the whole export: the whole predicted time is at stake.
+          What ONNX Runtime's CPU provider runs in more kernels than counted reads and writes its tensor once more for
+          each. Both tables were read off files that torch 2.13 exported and onnxruntime 1.32 optimised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from aerogel.cost.guidelines.finding import Amount, Finding, Rewrite
+from aerogel.cost.guidelines.network import Network, plural
+from aerogel.cost.memory import lifetimes
+
+STANDS_OUT = 1.5
+
+# Kernels over the tensor beyond those that the folded view counts, and what costs fewer.
+SLOW: dict[str, tuple[int, str]] = {
+    "silu": (1, "hardswish, which is computed inside the convolution"),
+    "gelu": (1, "relu or hardswish, which is computed inside the convolution"),
+    "elu": (1, "leaky_relu, which is computed inside the convolution"),
+    "selu": (1, "leaky_relu, which is computed inside the convolution"),
+    "celu": (1, "leaky_relu, which is computed inside the convolution"),
+    "mish": (3, "hardswish, which is computed inside the convolution"),
+    "softplus": (2, "relu, which is computed inside the convolution"),
+    "threshold": (2, "relu, which is computed inside the convolution"),
+    "group_norm": (2, "batch_norm, which folds; or instance_norm, one kernel"),
+    "rms_norm": (2, "layer_norm, which is one kernel"),
+    "glu": (2, "one half times a hardsigmoid"),
+    "roll": (1, "no cyclic shift: a slice and a pad"),
+}
+UNSUPPORTED: dict[str, str] = {
+    "adaptive_max_pool2d": "max_pool2d with the kernel that the size asks for",
+    "cdist": "the square root of |x|^2 + |y|^2 - 2 x y",
+    "cummax": "a fixed number of maximum ops",
+    "cumprod": "exp of a cumsum of log",
+    "kthvalue": "topk",
+    "lgamma": "a polynomial",
+    "linalg_cholesky": "compute it outside the network",
+    "linalg_inv": "compute it outside the network",
+    "linalg_svdvals": "compute it outside the network",
+    "median": "topk of half the size",
+    "special_erfinv": "a polynomial",
+}
+
+
+def slow_ops(net: Network) -> Iterator[Finding]:
+    """One finding a kind of op."""
+    kinds: dict[str, list[int]] = {}
+    for i, layer in enumerate(net.layers):
+        if layer.op in SLOW.keys() | UNSUPPORTED.keys() and not net.allowed("P5-onnx", layer):
+            kinds.setdefault(layer.op, []).append(i)
+    for kind, indices in kinds.items():
+        if kind in UNSUPPORTED:
+            lost = Amount(net.total_bytes, net.total_ms)
+            rewrite = Rewrite(UNSUPPORTED[kind], Amount(0, 0.0), needs_retraining=False)
+            yield net.finding(
+                "P5-onnx", indices, lost, f"{kind} has no ONNX function: the network cannot be exported", rewrite,
+                note="the whole network's time is at stake; the gain is that it runs at all",
+            )  # fmt: skip
+            continue
+        passes, instead = SLOW[kind]
+        moved = [2 * net.graph.values[net.graph.ops[i].outputs[0]].bytes * passes for i in indices]
+        work = [net.graph.values[net.graph.ops[i].outputs[0]].numel for i in indices]
+        ms = sum(passes * net.time("elementwise", n, b / passes) for n, b in zip(work, moved, strict=True))
+        stake = Amount(sum(moved), ms)
+        more = plural(passes, "more kernel")
+        what = f"{kind} {plural(len(indices), 'time')}: each {more} in ONNX Runtime than counted"
+        yield net.finding("P5-onnx", indices, stake, what, Rewrite(instead, stake, needs_retraining=True))
+
+
+def peak_layer(net: Network) -> Iterator[Finding]:
+    names = [layer.node for layer in net.layers]
+    if net.cost.peak_node not in names:
+        return
+    at = names.index(net.cost.peak_node)
+    host = net.layers[at].fused_into
+    chosen = [*net.judged("P4-peak", [names.index(host) if host else at])]
+    held = max((life for life in lifetimes(net.graph) if life.first <= at <= life.last), key=lambda life: life.bytes)
+    others = (layer.alive_bytes for i, layer in enumerate(net.layers) if not held.first <= i <= held.last)
+    peak, second = net.cost.peak_bytes, max(others, default=0)
+    if not chosen or not second or peak < STANDS_OUT * second:
+        return
+    name, shape = net.layers[chosen[0]].name, "x".join(map(str, net.graph.values[held.name].shape))
+    stake = Amount(peak - second, 2000 * (peak - second) / net.device.bandwidth(peak))
+    words = f"compute {name} and its neighbours in {math.ceil(peak / second)} bands of rows, the same numbers"
+    yield net.finding(
+        "P4-peak",
+        chosen,
+        stake,
+        f"sets the peak of {peak:,} bytes, {peak / second:.1f} times what is needed without its {shape}",
+        Rewrite(f"{words}: at best {second:,} bytes", stake, needs_retraining=False),
+        peak / second,
+    )
