@@ -59,6 +59,19 @@ Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
 Threads = Annotated[int | None, typer.Option(help="of the measured runtime (default 1)")]
 Json = Annotated[bool, typer.Option("--json", help="machine output on stdout, nothing else there")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file with any option; the command line wins")]
+By = Annotated[str | None, typer.Option(help="rows of the table: layer (default), module, op or family")]
+Depth = Annotated[int | None, typer.Option(help="modules down to so many parts of their path, as --depth 2")]
+OnDevice = Annotated[
+    str | None, typer.Option("--device", help="predict times: a profile's name, FILE.toml, or this (this machine)")
+]
+Against = Annotated[str | None, typer.Option(metavar="MODEL", help="the network to compare with, layer by layer")]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="macs<=320M,params<=4M,peak<=6MiB,latency<=3ms, or a TOML file; exit code 2 when it is broken"),
+]
+Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="the table as CSV; - is stdout")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown on stdout, as for a comment")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="one self-contained page with plots")]
 Trust = Annotated[bool, typer.Option("--trust", help="import the factory that a saved folder names")]
 
 
@@ -73,15 +86,25 @@ def nets(json: Json = False) -> None:
 
 
 @app.command()
-def cost(model: Model, weights: Weights = None, input: Size = None, trust: Trust = False, json: Json = False) -> None:
-    """What a network costs: parameters, MACs, FLOPs, access bytes, peak bytes, by layer."""
-    from aerogel.export import input_of, open_model
-    from aerogel.report.tables import cost_table
+def cost(
+    model: Model, weights: Weights = None, input: Size = None, by: By = None, depth: Depth = None,
+    device: OnDevice = None, against: Against = None, budget: Budget = None, csv: Csv = None,
+    markdown: Markdown = False, html: Html = None, trust: Trust = False, json: Json = False,
+) -> None:  # fmt: skip
+    """What a network costs: parameters, MACs, FLOPs, access, peak memory, predicted time; compared, in budget."""
+    from aerogel.console import printable
+    from aerogel.report.cost_job import Asked, run
+    from aerogel.report.cost_text import verdict_line
+    from aerogel.report.costing import within_budget
 
-    shape = parse_size(input)
-    opened = open_model(model, input_shape=shape, weights=weights, trust=trust)
-    found = costed(opened.model, shape or input_of(opened.model, opened.input))
-    emit({"model": model, **found}, cost_table(model, found), json)
+    found, text = run(Asked(model=model, weights=weights, input=input, by=by, depth=depth, device=device,
+                            against=against, budget=budget, csv=csv, markdown=markdown, html=html, trust=trust,
+                            json=json))  # fmt: skip
+    if json or csv == "-":  # stdout is for the machine: say on stderr what is missed
+        for verdict in found.get("budget", []):
+            if not verdict["met"]:
+                print(printable(verdict_line(verdict)), file=sys.stderr)
+    finish(found, text, json, passed=within_budget(found))
 
 
 @app.command()
