@@ -43,6 +43,10 @@ class Device(BaseModel):
     cache_bytes: int = Field(ge=0)  # what fits there moves at cache_gb_s
     cache_gb_s: float = Field(gt=0)
     memory_gb_s: float = Field(gt=0)
+    # latency = kernel_scale * (sum of single kernels) + kernel_us * (their number) + run_us: see aerogel.cost.predict.
+    kernel_scale: float = Field(1.0, gt=0)
+    kernel_us: float = 0.0
+    run_us: float = 0.0
     gmacs: dict[str, float]  # 10^9 MACs a second by family (element-wise families: operations); conv and elementwise
 
     def speed(self, family: str) -> float:

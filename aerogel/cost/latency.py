@@ -16,6 +16,7 @@ are standard normal. Times are wall-clock milliseconds of one run of the whole b
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import math
 import os
@@ -121,7 +122,7 @@ def _measure(paths: tuple[Path, ...], threads: int, batch: int, seconds: float, 
     if batch < 1:
         raise AerogelError(f"measure: batch must be >= 1, got {batch}")
     rng = np.random.default_rng(seed)
-    with _no_garbage_collection(), flushing_denormals():
+    with no_garbage_collection(), flushing_denormals():
         setup_ms, run_ms = np.array([_probe(path, threads, batch, rng) for path in paths]).T
         # One block size for all: the first runs of a block are slower, so a longer block would look faster.
         runs = math.ceil(BLOCK_MS / float(np.exp(np.mean(np.log(run_ms)))))
@@ -200,6 +201,13 @@ class _Runner:
         return times / 1e6
 
 
+def example_feeds(
+    path: Path, session: onnxruntime.InferenceSession, batch: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Inputs that the file runs on: standard normal, or zeros where it takes no floats."""
+    return {feed.name: _example(path, feed, batch, rng) for feed in session.get_inputs()}
+
+
 def _example(path: Path, feed: onnxruntime.NodeArg, batch: int, rng: np.random.Generator) -> np.ndarray:
     """Standard normal numbers for a float input of the file, zeros for any other."""
     free = feed.shape and not isinstance(feed.shape[0], int)
@@ -253,8 +261,18 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
+def last_cache_bytes() -> int:
+    """The size of the processor's last cache as Linux tells it; 8 MiB where it does not."""
+    sizes = [8 << 20]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes[1:] or sizes)
+
+
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -3,14 +3,18 @@
 The file takes any batch size where the model allows it: the first dimension of every input is then the one
 symbol "batch". A model that fixes it (a literal batch in a view, a parameter of that size) is exported for
 the batch of the example, and the result says so. Inputs are named "input", or "input_0", "input_1", ...;
-outputs likewise. Weights are inside the file. The exporter's notes for debugging, source paths among them,
-are left out: the same model gives the same bytes anywhere.
+outputs likewise. Weights are inside the file. Nodes and what they compute are named "MODULE/VALUE", as in
+"features.stem.act/relu", so that a viewer, and a runtime's profile, can be read beside the model (`module_of`).
+The exporter's notes for debugging, source paths among them, are left out: the same model gives the same bytes
+anywhere.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -125,12 +129,32 @@ def _tidy(program: torch.onnx.ONNXProgram) -> None:
             for axis, size in enumerate(value.shape):
                 if not isinstance(size, int):
                     value.shape[axis] = re.sub(rf"\b{symbol}\b", BATCH, str(size))
+    for node in nodes:
+        module = _module(node.metadata_props)
+        if module is not None:
+            node.name = f"{module}/{node.outputs[0].name}"
+            names |= {out: f"{module}/{out.name}" for out in node.outputs if out not in names and out.name}
     for value, name in names.items():
         value.name = name
     model.metadata_props.clear()
     graph.metadata_props.clear()
     for node in nodes:
         node.metadata_props.clear()
+
+
+def _module(metadata: Mapping[str, str]) -> str | None:
+    """The module a node comes from: the exporter notes the path of modules, then the op. None where it does not."""
+    try:
+        scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (SyntaxError, ValueError):
+        return None
+    return str(scopes[-2]) if len(scopes) > 1 else None
+
+
+def module_of(name: str) -> str | None:
+    """The module in the name of a node, also after a runtime has fused it and put words around; None without one."""
+    found = re.search(r"([^\s/]*)/[^/]*$", name)
+    return found[1] if found else None
 
 
 def _names(stem: str, count: int) -> list[str]:

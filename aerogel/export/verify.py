@@ -96,8 +96,13 @@ def _run_batch(session: onnxruntime.InferenceSession, path: Path, batch: np.ndar
     return output
 
 
-def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, *, threads: int = 1, optimise: bool = True, profile: Path | None = None, keep: Path | None = None
+) -> onnxruntime.InferenceSession:
     """A session on the CPU; call it inside `flushing_denormals`.
+
+    optimise: false runs the nodes just as the file has them. profile: the start of the name of a file with the time
+    of every node, written when the session's profiling ends. keep: where the optimised graph is written.
 
     Raises AerogelError when the file is absent or corrupt, or `threads` is below 1.
     """
@@ -109,10 +114,16 @@ def open_session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSessio
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what goes wrong is raised, never printed
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    if keep is not None:
+        options.optimized_model_filepath = str(keep)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
