@@ -35,6 +35,16 @@ def cost_sheet(report: Mapping[str, Any], by: str = "layer", depth: int | None =
     return Sheet(tuple(columns), tuple(grouped(report, by, depth)))
 
 
+def full_sheet(report: Mapping[str, Any], by: str = "layer", depth: int | None = None) -> Sheet:
+    """The same rows with every column, for a machine."""
+    texts = ("name", "node", "module", "op", "family") if by == "layer" else ("name",)
+    columns = [Column(key, key) for key in texts]
+    columns += [Column("shape", "shape", "shape")] if by == "layer" else [Column("layers", "layers", "exact")]
+    numbers = ("params", "macs", "flops", "access_bytes", "intensity", "ms", "measured_ms", "share")
+    columns += [*(Column(key, key, "number") for key in numbers), Column("bound", "bound")]
+    return Sheet(tuple(columns), tuple(grouped(report, by, depth)))
+
+
 def against_sheet(against: Mapping[str, Any]) -> Sheet:
     """One row a layer of either network; every measure of the one compared with first."""
     columns = [Column("status", "change"), Column("name", "layer"), Column("op", "op"),
@@ -58,7 +68,7 @@ def as_text(report: Mapping[str, Any], by: str = "layer", depth: int | None = No
 
 def as_csv_text(report: Mapping[str, Any], by: str = "layer", depth: int | None = None) -> str:
     """The table with exact numbers; of two networks, every layer of either."""
-    return as_csv(against_sheet(report["against"]) if "against" in report else cost_sheet(report, by, depth))
+    return as_csv(against_sheet(report["against"]) if "against" in report else full_sheet(report, by, depth))
 
 
 def as_markdown_text(report: Mapping[str, Any], by: str = "layer", depth: int | None = None) -> str:

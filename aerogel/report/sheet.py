@@ -56,7 +56,7 @@ def cell(value: Any, unit: str) -> str:
 
 def as_lines(sheet: Sheet, rows: Iterable[Mapping[str, Any]] | None = None) -> list[str]:
     """Aligned columns, of `rows` or all rows; names are printed as they are, but for what controls a terminal."""
-    heads = (RichColumn(column.title, justify="left" if column.is_text else "right") for column in sheet.columns)
+    heads = (RichColumn(c.title, justify="left" if c.is_text else "right", overflow="fold") for c in sheet.columns)
     table = Table(*heads, box=None)
     for row in sheet.rows if rows is None else rows:
         table.add_row(*map(printable, sheet.cells(row)))
