@@ -30,6 +30,7 @@ from aerogel.cost.latency import last_cache_bytes, measure
 from aerogel.cost.predict import family_of, operations
 from aerogel.cost.runtime import Runtime, read_runtime
 from aerogel.errors import AerogelError
+from aerogel.export.models import input_of
 from aerogel.export.onnx import export_onnx
 
 ANCHORS = (
@@ -125,9 +126,7 @@ def export_zoo(spec: str, path: Path) -> Path:
     """A network of the zoo as an ONNX file, for one image."""
     name, arguments = nets.parse(spec)
     net = nets.build(name, **arguments)
-    given = net.spec["args"]
-    side = given["input_size"]
-    return export_onnx(net, (torch.zeros(1, given["in_channels"], side, side),), path).path
+    return export_onnx(net, (torch.zeros(1, *input_of(net)),), path).path
 
 
 def fit(whole: list[tuple[float, int, float]]) -> tuple[float, float, float]:
@@ -162,7 +161,7 @@ def _overhead_us(measured: list[tuple[Runtime, dict[str, float | None]]]) -> flo
 def copy_gb_s(size: int, seconds: float = 0.5) -> float:
     """10^9 bytes a second read and written when an array of `size` bytes is copied, one thread."""
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         start = time.perf_counter()

@@ -170,5 +170,5 @@ _T = onnx.TensorProto
 # The profiler's names of types.
 TYPES = {"float": _T.FLOAT, "float16": _T.FLOAT16, "double": _T.DOUBLE, "int64": _T.INT64, "int32": _T.INT32,
          "uint8": _T.UINT8, "int8": _T.INT8, "bool": _T.BOOL}  # fmt: skip
-KINDS = {number: kind for kind, number in TYPES.items()}
+KINDS: dict[int, str] = {number: kind for kind, number in TYPES.items()}
 _SIZES = {"float": 4, "float16": 2, "double": 8, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1}
