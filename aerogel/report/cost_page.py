@@ -89,9 +89,9 @@ def treemap(rows: list[dict[str, Any]], key: str, title: str, unit: str) -> Figu
     shares = [f"{human(tile['value'], unit)}, {100 * tile['value'] / total:.1f} %" for tile in tiles.values()]
     trace = {
         "type": "treemap",
-        "ids": list(tiles),
+        "ids": [label(place) for place in tiles],
         "labels": [label(tile["label"]) for tile in tiles.values()],
-        "parents": [tile["parent"] for tile in tiles.values()],
+        "parents": [label(tile["parent"]) for tile in tiles.values()],
         "values": [tile["value"] if tile["leaf"] else 0 for tile in tiles.values()],
         "text": shares,
         "customdata": [label(tile["where"]) for tile in tiles.values()],
@@ -155,7 +155,7 @@ def roofs(report: Mapping[str, Any]) -> Figure | None:
     points: dict[str, list[tuple[float, float, float, str]]] = {}
     for layer in layers:
         work = layer["macs"] or layer["flops"]
-        text = f"{label(layer['name'])}<br>{layer['op']}, {human(layer['ms'], 'ms')}, {layer['bound']}"
+        text = f"{label(layer['name'])}<br>{label(layer['op'])}, {human(layer['ms'], 'ms')}, {label(layer['bound'])}"
         for kind, ms in ((layer["family"], layer["ms"]), ("measured", layer["measured_ms"])):
             if is_number(ms) and ms > 0:
                 point = (work / layer["access_bytes"], work / ms / 1e6, ms, text)

@@ -1,0 +1,168 @@
+"""`aerogel cost` as typed: groups, a device, two networks, budgets, every output, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aerogel as ag
+
+Aerogel = Callable[..., Any]
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+
+class Inverse(nn.Module):
+    def forward(self, x):
+        return torch.linalg.inv(x)
+
+def unknown():
+    return Inverse()
+"""
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which holds net.py alone."""
+    (tmp_path / "net.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_json_is_the_versioned_report(aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "lenet5", "--json", "--device", "raspberry_pi_4")
+    found = json.loads(outcome.out)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (found["schema"], found["version"], found["model"]) == ("aerogel.cost", 1, "lenet5")
+    assert (found["macs"], found["params"], found["uncounted"]) == (2_293_000, 431_080, [])
+    assert found["verified"] is True
+    assert found["predicted_ms"] == pytest.approx(sum(layer["ms"] for layer in found["layers"]))
+
+
+@pytest.mark.parametrize("words", [("--by", "op"), ("--by", "family"), ("--by", "module"), ("--depth", "1")])
+def test_rows_of_another_kind(words: tuple[str, ...], aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "lenet5", *words)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split()[0] == (words[1] if words[0] == "--by" else "module")
+    assert "params 431,080" in outcome.out
+
+
+def test_a_device_tells_times_and_what_bounds_them(aerogel: Aerogel) -> None:
+    out = aerogel("cost", "lenet5", "--device", "raspberry_pi_4").out
+    assert out.splitlines()[0].split()[-3:] == ["ms", "share", "bound"]
+    assert re.search(r"predicted [\d.]+ ms on raspberry_pi_4 \(Raspberry Pi 4 B.*datasheet, 1 thread\)", out)
+
+
+def test_two_networks_layer_by_layer(aerogel: Aerogel) -> None:
+    words = ("cost", "net.py:narrow", "--against", "net.py:wide", "--input", "1,28,28", "--device", "raspberry_pi_4")
+    found = json.loads(aerogel(*words, "--json").out)["against"]
+    assert found["totals"]["macs"]["ratio"] == 0.25
+    assert [layer["status"] for layer in found["layers"]] == ["changed", "changed"]
+    text = aerogel(*words).out
+    assert re.search(r"MACs +50\.8 K +12\.7 K +x0\.25", text)
+    assert "against net.py:wide: MACs x0.25" in text
+    rows = list(csv.DictReader(io.StringIO(aerogel(*words, "--csv", "-").out)))
+    assert [(row["macs_before"], row["macs_after"]) for row in rows] == [("50176", "12544"), ("640", "160")]
+
+
+def test_a_network_against_a_saved_folder(aerogel: Aerogel) -> None:
+    ag.save(ag.nets.build("lenet5"), "saved")
+    found = json.loads(aerogel("cost", "lenet5", "--against", "saved", "--json").out)["against"]
+    assert {layer["status"] for layer in found["layers"]} == {"same"}
+
+
+def test_a_budget_that_holds_and_one_that_does_not(work: Path, aerogel: Aerogel) -> None:
+    kept = aerogel("cost", "lenet5", "--budget", "macs<=3M,params<=500K,peak<=1MiB,access<=3MiB")
+    assert kept.code == 0
+    assert kept.out.count(" met: ") == 4
+    (work / "budget.toml").write_text('macs = "2M"\nlatency = "1us"\n')
+    outcome = aerogel("cost", "lenet5", "--budget", "budget.toml", "--device", "raspberry_pi_4")
+    assert outcome.code == 2
+    assert re.search(r"budget macs<=2M missed: 2\.29 M \(counted\); the most in features\S+ \(conv2d\): 1\.60 M",
+                     outcome.out)  # fmt: skip
+    assert re.search(r"budget latency<=1us missed: \S+ ms \(predicted on raspberry_pi_4\); the most in ", outcome.out)
+
+
+def test_a_missed_budget_is_told_on_stderr_where_stdout_is_for_machines(aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "lenet5", "--budget", "macs<=2M,params<=1M", "--json")
+    assert outcome.code == 2
+    assert [verdict["met"] for verdict in json.loads(outcome.out)["budget"]] == [False, True]
+    assert outcome.err.startswith("budget macs<=2M missed: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_what_cannot_be_counted_meets_no_budget(aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "net.py:unknown", "--input", "1,4,4", "--budget", "macs<=1G")
+    assert outcome.code == 2
+    assert "not counted: linalg_inv" in outcome.out
+    assert "budget macs<=1G missed: 0 (counted), and more: linalg_inv could not be counted" in outcome.out
+
+
+def test_files_are_written_even_when_a_budget_is_missed(work: Path, aerogel: Aerogel) -> None:
+    words = ("--csv", "cost.csv", "--html", "cost.html", "--budget", "macs<=1K")
+    outcome = aerogel("cost", "lenet5", *words)
+    assert outcome.code == 2
+    assert outcome.out.endswith("\ncost.html\ncost.csv\n")
+    rows = list(csv.DictReader(io.StringIO((work / "cost.csv").read_text())))
+    assert sum(int(row["macs"]) for row in rows) == 2_293_000
+    assert "over budget" in (work / "cost.html").read_text()
+
+
+def test_markdown_for_a_comment(aerogel: Aerogel) -> None:
+    out = aerogel("cost", "lenet5", "--markdown", "--budget", "macs<=3M").out
+    assert out.startswith("### Cost of `lenet5`\n")
+    assert "- `budget macs<=3M met: 2.29 M (counted)`" in out
+    assert "| layer | op | output |" in out
+
+
+def test_csv_on_stdout_is_all_there_is(aerogel: Aerogel) -> None:
+    out = aerogel("cost", "lenet5", "--csv", "-").out
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert sum(int(row["params"]) for row in rows) == 431_080
+    assert out.count("\n") == len(rows) + 1
+
+
+WRONG = [
+    (["--by", "layers"], r"--by 'layers' must be one of layer, module, op, family; did you mean layer\?"),
+    (["--depth", "0"], r"--depth must be >= 1, got --depth 0"),
+    (["--depth", "2", "--by", "op"], r"--depth goes with --by module, got --depth 2 --by op"),
+    (["--against", "lenet5", "--by", "op"], r"--against compares layer by layer, got --by op; leave out --by"),
+    (["--against", "lenet6"], r"model 'lenet6' is no net and no folder; did you mean lenet5"),
+    (["--json", "--markdown"], r"only one of them can go to stdout: --json and --markdown; write a file"),
+    (["--json", "--csv", "-"], r"only one of them can go to stdout: --json and --csv -"),
+    (["--csv", "net.py"], r"cost: net\.py exists and is never overwritten"),
+    (["--html", "no/cost.html"], r"cost: there is no folder no for cost\.html; make it first"),
+    (["--device", "raspberry"], r"device: no profile is called 'raspberry'; did you mean raspberry_pi_4"),
+    (["--device", "this"], r"device: this machine has not been measured; run `aerogel cost --calibrate`"),
+    (["--budget", "macs=3M"], r"--budget 'macs=3M' must be MEASURE<=VALUE or a \.toml file"),
+    (["--budget", "latency<=3ms"], r"--budget latency<=3ms: nothing tells the latency; name a device with --device"),
+    (["--budget", "none.toml"], r"--budget: cannot read none\.toml: No such file"),
+    (["--input", "1,28"], r"--input must be C,H,W, three positive whole numbers, got '1,28'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_question_is_one_line_and_nothing_is_written(
+    words: list[str], message: str, work: Path, aerogel: Aerogel
+) -> None:
+    spare = [] if "--html" in words else ["--html", "page.html"]
+    outcome = aerogel("cost", "lenet5", *words, *spare)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.count("\n") == 1
+    assert re.search(message, outcome.err), outcome.err
+    assert [path.name for path in work.iterdir() if path.name != "__pycache__"] == ["net.py"]
