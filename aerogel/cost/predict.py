@@ -14,7 +14,7 @@ a, b and c belong to the device: `aerogel.cost.calibrate` fits them on a few net
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 
 from aerogel.cost.device import Device
@@ -30,7 +30,7 @@ class Prediction:
     ms: float
     kernels: int
     estimated: dict[str, int]
-    by_module: dict[str, float]  # milliseconds, less the part that belongs to no kernel
+    kernel_ms: tuple[tuple[str, float], ...]  # (module, milliseconds) in order, less the part that no kernel has
 
 
 def predict(runtime: Runtime, table: KernelTable, device: Device, *, measure: bool = True) -> Prediction:
@@ -39,16 +39,16 @@ def predict(runtime: Runtime, table: KernelTable, device: Device, *, measure: bo
     measure: kernels that the table lacks are measured and kept; else they are estimated.
     """
     held = table.measure(runtime) if measure else table.look_up(runtime)
-    by_module: dict[str, float] = defaultdict(float)
+    kernel_ms = []
     estimated: Counter[str] = Counter()
     for one in runtime.kernels:
         ms = held[one.name]
         if ms is None:
             estimated[one.op] += 1
             ms = estimate(one, device)
-        by_module[one.module] += device.kernel_scale * ms + device.kernel_us / 1000
-    total = sum(by_module.values()) + device.run_us / 1000
-    return Prediction(total, len(runtime.kernels), dict(estimated), dict(by_module))
+        kernel_ms.append((one.module, device.kernel_scale * ms + device.kernel_us / 1000))
+    total = sum(ms for _, ms in kernel_ms) + device.run_us / 1000
+    return Prediction(total, len(runtime.kernels), dict(estimated), tuple(kernel_ms))
 
 
 def estimate(one: Kernel, device: Device) -> float:

@@ -131,7 +131,8 @@ def test_a_prediction_is_the_sum_of_its_kernels(runtime: Runtime, tmp_path: Path
     found = predict(runtime, table, device, measure=False)
     assert found.ms == pytest.approx(0.5 * 2.0 * len(runtime.kernels) + 0.1 * len(runtime.kernels) + 1.0)
     assert found.estimated == {}
-    assert sum(found.by_module.values()) == pytest.approx(found.ms - 1.0)
+    assert sum(ms for _, ms in found.kernel_ms) == pytest.approx(found.ms - 1.0)
+    assert [module for module, _ in found.kernel_ms] == [k.module for k in runtime.kernels]
 
 
 def test_what_was_not_measured_is_estimated_and_said(runtime: Runtime, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""A model's exported file on this machine: its latency, measured or predicted, whole and by layer.
+
+By layer, kernels of the runtime are given to the layers of the captured graph through the module that both name. A
+kernel computes several layers (a convolution with its norm and activation); its time goes to the one they are fused
+into. Where one module holds several kernels, they are matched with its layers in the order they run, and what is left
+over goes to the last of them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aerogel.cost.count import Layer
+from aerogel.cost.device import Device
+from aerogel.cost.kernels import KernelTable
+from aerogel.cost.latency import Latency, measure
+from aerogel.cost.predict import Prediction, predict
+from aerogel.cost.runtime import read_runtime
+from aerogel.export.onnx import export_onnx
+
+
+@dataclass(frozen=True)
+class OnThisMachine:
+    """latency and measured_ms are measured, prediction and predicted_ms predicted; None where not asked for.
+
+    measured_ms, predicted_ms: {layer's node: milliseconds}.
+    """
+
+    latency: Latency | None
+    measured_ms: dict[str, float] | None
+    prediction: Prediction | None
+    predicted_ms: dict[str, float] | None
+
+
+def on_this_machine(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    layers: Iterable[Layer],
+    *,
+    device: Device | None = None,
+    timed: bool = True,
+    threads: int = 1,
+    seconds: float = 2.0,
+) -> OnThisMachine:
+    """Exports the model and asks ONNX Runtime. device: this machine's profile, to predict with; timed: to measure.
+
+    Kernels that the machine's table lacks are measured for a prediction. Raises AerogelError where the model cannot be
+    exported or run.
+    """
+    layers = list(layers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(model, args, Path(folder) / "model.onnx", kwargs=dict(kwargs)).path
+        runtime = read_runtime(path, threads=threads)
+        latency = measure(path, threads=threads, seconds=seconds) if timed else None
+        prediction = predict(runtime, KernelTable(threads), device) if device else None
+    in_place = [(kernel.module, kernel.ms) for kernel in runtime.kernels]
+    return OnThisMachine(
+        latency=latency,
+        measured_ms=by_layer(in_place, layers) if timed else None,
+        prediction=prediction,
+        predicted_ms=by_layer(prediction.kernel_ms, layers) if prediction else None,
+    )
+
+
+def by_layer(kernels: Iterable[tuple[str, float]], layers: Iterable[Layer]) -> dict[str, float]:
+    """{layer's node: milliseconds} of kernels, (module, milliseconds) in the order they run."""
+    hosts: dict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        host = layer.fused_into or layer.node
+        if (layer.fused_into or layer.runs) and host not in hosts[layer.module]:
+            hosts[layer.module].append(host)
+    found: dict[str, float] = defaultdict(float)
+    taken: dict[str, int] = defaultdict(int)
+    for module, ms in kernels:
+        here = hosts.get(_nearest(module, hosts), [])
+        if here:
+            found[here[min(taken[module], len(here) - 1)]] += ms
+            taken[module] += 1
+    return dict(found)
+
+
+def _nearest(module: str, hosts: Mapping[str, list[str]]) -> str:
+    """The module itself, or the innermost around it that has layers which run."""
+    while module and not hosts.get(module):
+        module = module.rpartition(".")[0]
+    return module

@@ -1,0 +1,68 @@
+"""Kernel times on the layers of the captured graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_device import made
+from test_kernels import Unit
+from torch import nn
+
+from aerogel.cost import count
+from aerogel.cost.measured import by_layer, on_this_machine
+from aerogel.graph import capture
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def layers(net: nn.Module, *shape: int):
+    return count(capture(net, (torch.zeros(shape),))).layers
+
+
+def test_what_is_fused_goes_to_its_host_and_reorders_to_whom_they_serve() -> None:
+    held = layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)), 1, 3, 8, 8)
+    first, last = held[0].node, held[-1].node
+    assert by_layer([("2", 1.0), ("3", 2.0), ("3", 0.5)], held) == {first: 1.0, last: 2.5}
+
+
+def test_kernels_of_one_module_are_matched_in_order_and_the_rest_goes_to_the_last() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + 1).softmax(1)
+
+    held = layers(nn.Sequential(Two()), 1, 8)
+    assert by_layer([("0", 1.0), ("0", 2.0), ("0", 4.0)], held) == {held[0].node: 1.0, held[1].node: 6.0}
+
+
+def test_a_module_that_no_layer_is_in_gives_to_the_one_around_it() -> None:
+    held = layers(nn.Sequential(nn.Linear(4, 4)), 1, 4)
+    assert by_layer([("0.quantised.inner", 3.0)], held) == {held[0].node: 3.0}
+    assert by_layer([("elsewhere", 3.0)], held) == {}
+
+
+def test_measured_and_predicted_by_layer() -> None:
+    net, x = Unit(), torch.randn(1, 3, 16, 16)
+    cost = count(capture(net, (x,)))
+    found = on_this_machine(net, (x,), {}, cost.layers, device=made(), seconds=0.05)
+    assert found.latency is not None
+    assert found.prediction is not None
+    assert found.measured_ms is not None
+    nodes = {layer.node: layer for layer in cost.layers}
+    for times in (found.measured_ms, found.predicted_ms):
+        assert times is not None
+        assert all(nodes[node].runs for node in times)
+        assert {nodes[node].name for node in times} >= {"stem.0", "depthwise", "pointwise", "fc", "up"}
+    assert sum(found.predicted_ms.values()) == pytest.approx(found.prediction.ms, rel=1e-6)
+
+
+def test_only_what_is_asked_for_is_done() -> None:
+    net, x = nn.Linear(4, 4), torch.randn(1, 4)
+    found = on_this_machine(net, (x,), {}, layers(net, 1, 4), device=made(), timed=False)
+    assert found.latency is None
+    assert found.measured_ms is None
+    assert found.prediction is not None
