@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from aerogel.cost.ops import ACTIVATIONS
-from aerogel.graph import Graph, Op, Ref, Value
+from aerogel.graph import Graph, Op, Value
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _POOLS = {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
@@ -51,8 +51,10 @@ def receptive_fields(graph: Graph) -> list[int | None]:
     fields: dict[str, Field | None] = {name: _of_input(graph.values[name]) for name in graph.inputs}
     found: list[int | None] = []
     for op in graph.ops:
-        out = _after(graph, op, fields)
-        fields |= dict.fromkeys(op.outputs, out)
+        before = [fields[name] for name in op.inputs if name in fields]  # what no input leads to sees nothing
+        out = _after(graph, op, before) if before else None
+        if before:
+            fields |= dict.fromkeys(op.outputs, out)
         found.append(out.size if out is not None else None)
     return found
 
@@ -64,14 +66,13 @@ def _of_input(value: Value) -> Field | None:
     return Field(0, 0, 1, -1 if len(value.shape) == 3 else -2)
 
 
-def _after(graph: Graph, op: Op, fields: dict[str, Field | None]) -> Field | None:
-    computed = [name for name in op.inputs if not graph.values[name].is_weight]
-    before = [fields.get(name) for name in computed]
-    if not before or any(field is None for field in before):
-        return None
-    one = _union([field for field in before if field is not None])
+def _after(graph: Graph, op: Op, before: list[Field | None]) -> Field | None:
+    known = [field for field in before if field is not None]
     rule = _RULES.get(op.kind)
-    return rule(graph, op, one) if rule is not None and one is not None else None
+    one = _union(known) if len(known) == len(before) else None
+    if rule is None or one is None or (rule in (_convolution, _linear) and len(before) > 1):  # a computed weight
+        return None
+    return rule(graph, op, one)
 
 
 def _union(fields: list[Field]) -> Field | None:
@@ -93,11 +94,11 @@ def _slid(field: Field, kernel: int, stride: int, padding: int, dilation: int) -
 
 def _convolution(graph: Graph, op: Op, field: Field) -> Field | None:
     """(x, weight, bias, stride, padding, dilation, groups): weight (o, i, *k)."""
-    weight = graph.values[op.args[1].name] if isinstance(op.args[1], Ref) else None
-    spatial = len(weight.shape) - 2 if weight is not None else 0
-    if weight is None or not weight.is_weight or field.axis != -min(2, spatial):
+    weight = graph.values[op.args[1].name].shape
+    spatial = len(weight) - 2
+    if field.axis != -min(2, spatial):
         return None
-    kernel, dilation = weight.shape[field.axis], _rows(op.args[5], spatial)
+    kernel, dilation = weight[field.axis], _rows(op.args[5], spatial)
     padding = op.args[4]
     if isinstance(padding, str):
         padding = (kernel - 1) * dilation // 2 if padding == "same" else 0
@@ -131,7 +132,7 @@ def _padded(graph: Graph, op: Op, field: Field) -> Field | None:
 
 def _linear(graph: Graph, op: Op, field: Field) -> Field | None:
     """Works along the last dimension."""
-    return field if field.axis != -1 and graph.values[op.args[1].name].is_weight else None
+    return field if field.axis != -1 else None
 
 
 def _layer_norm(graph: Graph, op: Op, field: Field) -> Field | None:

@@ -4,7 +4,8 @@ The first, `count`, has one formula for each op of the captured graph. The secon
 of the model on PyTorch's meta device, where tensors have shapes and no numbers, under PyTorch's own FlopCounterMode.
 There attention, recurrent layers, einsum and the like fall apart into matrix products and convolutions, which
 FlopCounterMode counts one by one as they are dispatched. (On a CPU they are single kernels, and it counts them as 0.)
-What it lacks has a formula here: products with a vector, and nn.Bilinear's.
+What it lacks has a formula here: products with a vector, nn.Bilinear's, those of experts. The tensors are fake too, as
+they are for torch.export: networks that look into a tensor unless they are traced ask for that.
 
 Neither the model nor its weights are touched: the copy's tensors are made on the meta device, tied ones stay tied.
 Both count what an op multiplies and adds; element-wise work is the first count's alone and is not verified.
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,7 +46,7 @@ def verify(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | 
     Where the model cannot be copied or does not run without numbers, `agrees` is None and `reason` says why.
     """
     try:
-        with quiet(), evaluating(model):
+        with quiet(), evaluating(model), FakeTensorMode(allow_non_fake_inputs=True):
             theirs = _macs_by_module(_on_meta(model), _on_meta(args), _on_meta(dict(kwargs or {})))
     except Exception as error:  # the user's own code runs here
         return Verified(None, None, {}, f"the model does not run on the meta device: {one_line(error)}")

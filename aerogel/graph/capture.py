@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from aerogel.errors import CaptureError
 from aerogel.graph.graph import Graph, Kind, Op, Ref, Value
@@ -45,12 +45,27 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         )
     if not isinstance(args, tuple):
         raise CaptureError(f"capture: args must be a tuple of example inputs, got {type(args).__name__}; write (x,)")
+    _check_inputs(args, dict(kwargs or {}))
     try:
         with evaluating(model), quiet():
             program = torch.export.export(model, args, dict(kwargs or {}), strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
     return _Reader(program, model).graph()
+
+
+def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises CaptureError naming the first example input that no graph can take."""
+    for what, given in (("args", args), ("kwargs", kwargs)):
+        for path, leaf in tree_flatten_with_path(given)[0]:
+            if not isinstance(leaf, _INPUTS):
+                raise CaptureError(
+                    f"capture: {what}{keystr(path)} must be a tensor, a number or a text, got {type(leaf).__name__}; "
+                    "pass torch.as_tensor(...) of an array; tuples, lists and dicts may hold them"
+                )
+
+
+_INPUTS = (torch.Tensor, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 
 @contextmanager
@@ -267,6 +282,10 @@ def _remedy(error: Exception) -> str:
     text = str(error)
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
         return "the path taken depends on a tensor's values; make it depend on shapes only, or use torch.where"
+    if "in output, which is not a known type" in text:
+        return "return tensors, or tuples, lists and dicts of them; of Hugging Face's, pass use_cache=False"
+    if any(words in text for words in _OF_TYPES):
+        return "the example input is of another type than the network reads: x.float() for images, x.long() for text"
     if isinstance(error, TypeError) and "argument" in text:
         return "the example inputs do not fit forward(); pass args and kwargs as the model is called"
     if isinstance(error, RuntimeError | ValueError | IndexError) and any(word in text for word in _OF_SHAPES):
@@ -277,4 +296,5 @@ def _remedy(error: Exception) -> str:
     return "rewrite that line with plain tensor operations that torch.export can follow"
 
 
+_OF_TYPES = ("scalar types", "should be the same", "same dtype")
 _OF_SHAPES = ("size", "shape", "channels", "dimension", "reduction dim")

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from work import Apply
 
 from aerogel import nets
-from aerogel.cost import Cost, count
+from aerogel.cost import Cost, Sums, count
 from aerogel.graph import capture
 
 
@@ -34,11 +34,15 @@ GOLDENS: dict[str, tuple[dict[str, Any], int, int]] = {
     "vgg16": ({"batch_norm": False}, 138_357_544, 15_470_264_320),
     "resnet50": ({}, 25_557_032, 4_089_184_256),
     "mobilenet_v2": ({}, 3_504_872, 300_774_272),
+    "mobilenet_v1": ({}, 4_231_976, 568_740_352),  # Howard et al. 2017, table 4: 4.2 million, 569 million
+    "shufflenet_v2": ({"merged": False}, 2_278_604, 144_907_992),  # Ma et al. 2018, table 5: 2.3 million, 146 million
 }
 PEAKS = {  # bytes in single precision: folded, raw
     "vgg16": (25_690_112, 25_690_112),
     "resnet50": (7_225_344, 9_633_792),
     "mobilenet_v2": (6_021_120, 9_633_792),
+    "mobilenet_v1": (4_816_896, 6_422_528),  # 112 x 112 x (32 + 64) x 4
+    "shufflenet_v2": (1_806_336, 2_408_448),
 }
 
 
@@ -69,6 +73,13 @@ def test_parameters_and_macs_are_the_papers(
     with FlopCounterMode(display=False) as counter:
         net(x)
     assert counter.get_total_flops() == 2 * macs, "PyTorch's own counter, which has products alone"
+
+
+def test_the_merged_shuffle_has_the_same_peak() -> None:
+    """It is the stem's: the image and what the first convolution makes of it."""
+    with torch.device("meta"):
+        cost = cost_of(nets.build("shufflenet_v2").eval(), 1, 3, 224, 224)
+    assert (cost.peak_bytes, cost.peak_op) == (4 * 224 * 224 * 3 + 4 * 112 * 112 * 24, "features.stem.conv1.conv")
 
 
 @pytest.mark.parametrize("name", PEAKS)
@@ -184,6 +195,41 @@ def test_layers_say_what_and_where_and_add_up() -> None:
     for total in ("macs", "flops", "params", "access_bytes"):
         assert sum(getattr(layer, total) for layer in cost.layers) == getattr(cost, total)
     assert json.loads(json.dumps(cost.to_json()))["layers"][0]["weight"] == [8, 3, 1, 1]
+
+
+def test_sums_by_module_op_and_family_add_up_to_the_totals() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), nn.Conv2d(8, 4, 1))
+            self.head, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.tied.weight = self.head.weight
+            self.body[0].unread = nn.Parameter(torch.ones(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tied(self.head(self.body(x).mean((2, 3)))).relu()
+
+    cost = cost_of(Whole(), 1, 3, 6, 6)
+    for sums in (cost.by_module(), cost.by_module(1), cost.by_module(0), cost.by_op(), cost.by_family()):
+        for total in ("macs", "flops", "params", "access_bytes"):
+            assert sum(getattr(part, total) for part in sums.values()) == getattr(cost, total)
+    assert list(cost.by_module()) == ["body.0.0", "body.0.1", "body.1", "", "head", "tied", "body.0"]
+    assert cost.by_module()["body.0"] == Sums(params=5), "what nothing reads stands with its module"
+    assert list(cost.by_module(1)) == ["body", "", "head", "tied"]
+    assert cost.by_module(1)["body"].params == 216 + 8 + 16 + 36 + 5
+    assert (cost.by_module()["tied"].params, cost.by_module()["tied"].macs) == (4, 16)
+    assert cost.by_op()["linear"].macs == 32
+    assert cost.by_op()["unread"] == cost.by_family()["unread"] == Sums(params=5)
+    assert cost.by_family()["pointwise"].macs == 16 * 8 * 4
+    assert cost.unread == {"body.0.unread": 5}
+
+
+def test_layers_tell_the_timeline_of_the_memory() -> None:
+    cost = cost_of(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)), 1, 3, 4, 4)
+    assert [layer.alive_bytes for layer in cost.layers] == [704, 512, 1024]
+    assert (cost.peak_bytes, cost.peak_op, cost.arena_bytes) == (1024, "2", 1024)
+    assert cost.peak_node == cost.layers[2].node
+    assert [(there.name, there.bytes) for there in cost.peak_alive] == [("0", 512), ("2", 512)]
 
 
 # ---------------------------------------------------------------- laws

@@ -7,10 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aerogel.cost.memory import absorbed_ops, access_bytes, peak_bytes, views
+from aerogel.cost.memory import (
+    Alive,
+    Lifetime,
+    absorbed_ops,
+    access_bytes,
+    arena_bytes,
+    lifetimes,
+    peak_bytes,
+    timeline,
+    views,
+)
 from aerogel.graph import Graph, capture
 
 X = torch.zeros(1, 3, 4, 4)
@@ -191,3 +203,84 @@ def test_outputs_live_to_the_end() -> None:
 
 def test_a_network_that_computes_nothing_needs_nothing() -> None:
     assert peaks(graph_of(lambda net, x: x)) == (0, 0)
+
+
+def test_a_lookup_reads_rows_and_a_new_tensor_is_made_of_nothing() -> None:
+    index = torch.tensor([1, 2])
+    graph = graph_of(lambda net, x: net.p[index] + torch.zeros_like(net.p[:2]))
+    reads = dict(zip((op.kind for op in graph.ops), access_bytes(graph), strict=True))
+    assert reads["index"] == 2 * 64 + 2 * 8 + 2 * 64, "of the table two rows of eight, the index, and what is written"
+    assert reads["zeros_like"] == 2 * 64
+
+
+def test_the_parts_of_complex_numbers_are_views() -> None:
+    graph = graph_of(lambda net, x: torch.fft.fft(x).real + 1)
+    assert access_bytes(graph) == [192 + 384, 0, 192 + 192]
+
+
+# ---------------------------------------------------------------- what is alive, and the arena
+
+
+def test_the_peak_says_what_is_alive_there() -> None:
+    def block(net: Any, x: Tensor) -> Tensor:
+        return net.d(net.c(x)).sum() + x
+
+    peak = peak_bytes(graph_of(block))
+    assert (peak.op, peak.bytes) == ("d", 192 + 1024)
+    assert peak.alive == (Alive("c", (1, 8, 4, 4), 512), Alive("d", (1, 8, 4, 4), 512), Alive("x", (1, 3, 4, 4), 192))
+
+
+def test_the_timeline_is_what_is_alive_during_each_op() -> None:
+    graph = graph_of(lambda net, x: net.d(net.c(x).relu()).sum())
+    assert [op.kind for op in graph.ops] == ["conv2d", "relu", "conv2d", "sum"]
+    assert timeline(lifetimes(graph), 4) == [192 + 512, 512, 1024, 512 + 4]
+    assert timeline(lifetimes(graph, folded=False), 4) == [192 + 512, 1024, 1024, 512 + 4]
+
+
+def test_an_arena_by_hand() -> None:
+    """The largest lies first; what does not overlap it in time takes its place; the smallest gap that fits is taken."""
+    assert arena_bytes([]) == 0
+    assert arena_bytes([Lifetime("a", 8, 0, 1), Lifetime("b", 4, 1, 2), Lifetime("c", 8, 2, 3)]) == 12
+    held = [Lifetime("a", 10, 0, 3), Lifetime("b", 6, 0, 1), Lifetime("c", 5, 0, 3), Lifetime("d", 4, 2, 3)]
+    assert arena_bytes(held) == 21, "d lies where b was, between a and c"
+    assert max(timeline(held, 4)) == 21
+
+
+def test_an_arena_may_need_more_than_the_peak() -> None:
+    """a lies at 0 and d behind it, at 5; b takes a's place up to 4, and c does not fit between b and d."""
+    held = [Lifetime("a", 5, 2, 2), Lifetime("d", 4, 2, 5), Lifetime("b", 4, 4, 6), Lifetime("c", 2, 3, 4)]
+    assert (max(timeline(held, 7)), arena_bytes(held)) == (10, 11)
+
+
+lives = st.builds(
+    lambda bytes, first, length: Lifetime("", bytes, first, first + length),
+    st.integers(1, 50), st.integers(0, 12), st.integers(0, 6),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(held=st.lists(lives, max_size=25))
+def test_an_arena_holds_the_peak_and_no_more_than_everything(held: list[Lifetime]) -> None:
+    peak, arena = max(timeline(held, 20)), arena_bytes(held)
+    assert peak <= arena <= sum(life.bytes for life in held)
+    assert timeline(held, 20) == [sum(x.bytes for x in held if x.first <= i <= x.last) for i in range(20)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(plan=st.lists(st.sampled_from(["c", "relu", "residual", "cat", "pool"]), max_size=6))
+def test_the_arena_of_a_network_holds_its_peak(plan: list[str]) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.c(x)
+        for step in plan:
+            if step == "residual":
+                x = x + net.d(x[:, :8].relu()).mean()
+            elif step == "cat":
+                x = torch.cat([x, x.relu()], 1)
+            else:
+                x = {"c": lambda x: net.d(x[:, :8]), "relu": torch.relu, "pool": lambda x: x.amax(1, True) + x}[step](x)
+        return x
+
+    graph = graph_of(forward)
+    for folded in (True, False):
+        held = lifetimes(graph, folded)
+        assert arena_bytes(held) >= peak_bytes(graph, folded).bytes == max(timeline(held, len(graph.ops)))

@@ -345,3 +345,30 @@ def test_an_error_of_several_lines_becomes_one() -> None:
     text = message(Net(fail), image())
     assert "ValueError: first; " in text
     assert isinstance(CaptureError("x"), ValueError)
+
+
+# ---------------------------------------------------------------- example inputs that do not do
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (
+            (image().numpy(),),
+            {},
+            r"^capture: args\[0\] must be a tensor, a number or a text, got ndarray; pass torch",
+        ),
+        (([image(), {"a": object()}],), {}, r"^capture: args\[0\]\[1\]\['a'\] must be a tensor, .* got object; "),
+        ((image(),), {"options": object()}, r"^capture: kwargs\['options'\] must be a tensor, .* got object; "),
+        ((image().long(),), {}, r"^capture: conv .*long int.*; the example input is of another type than the network"),
+        (("cat.png",), {}, r"^capture: conv .*; the example inputs do not fit forward\(\)"),
+    ],
+)
+def test_an_input_of_a_wrong_type(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        capture(Net(lambda net, x: x), args, kwargs)
+
+
+def test_an_output_that_is_no_tensor() -> None:
+    with pytest.raises(CaptureError, match=r"^capture: Net: .*; return tensors, .* Hugging Face's, pass use_cache=Fal"):
+        capture(Net(lambda net, x: object()), (image(),))
