@@ -2,8 +2,8 @@
 
 "G2:features.stage2.*" names modules as a shell names files. A comment `# aerogel: allow G2, P1` stands on the line of a
 forward that calls the op. The captured graph knows that line as "net.py:12", without its folder, so it is looked up
-among the files of the imported modules: where exactly one has that name, its comment counts. Where several have, none
-does, rather than the wrong one: use a pattern there.
+among the files of the imported modules. Where several have that name and not the same comment there, that is refused:
+use a pattern instead.
 """
 
 from __future__ import annotations
@@ -74,14 +74,22 @@ def _comments(sources: set[str]) -> dict[str, frozenset[str]]:
     found = {}
     for source in sources:
         name, _, line = source.partition(":")
-        if len(files.get(name, ())) == 1 and line.isdecimal():
-            path = next(iter(files[name]))
-            linecache.checkcache(str(path))
-            match = COMMENT.search(linecache.getline(str(path), int(line)))
-            if match:
-                words = re.split(r"[,\s]+", match[1].strip())
-                found[source] = frozenset(rule_named(word, f"the comment at {source}") for word in words if word)
+        texts = {_comment(path, int(line)) for path in files.get(name, ()) if line.isdecimal()}
+        if len(texts) > 1:
+            raise AerogelError(
+                f"lint: {len(files[name])} imported files are called {name}, and what they allow in line {line} "
+                "differs; write --allow RULE:MODULES"
+            )
+        words = re.split(r"[,\s]+", next(iter(texts), ""))
+        found[source] = frozenset(rule_named(word, f"the comment at {source}") for word in words if word)
     return found
+
+
+def _comment(path: Path, line: int) -> str:
+    """The rules that a line's comment allows, as written; "" where there is none."""
+    linecache.checkcache(str(path))
+    match = COMMENT.search(linecache.getline(str(path), line))
+    return match[1].strip() if match else ""
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ Four forms, each op spoken of once, in this order:
 - branches: a join (concatenation or addition) of two or more branches with layers in them, that share nothing after
   their fork. Beside it: the heaviest branch alone, all its widths times sqrt(r), with all r times its MACs.
 - series: layers in a row that each take longer to start than to run. Beside them: one layer of all their MACs that
-  reads the first's input and writes the last's output.
+  reads the first's input and writes the last's output; the rewrite is milder and makes one of each two.
 At stake is what the one op saves; where it saves no time on the device nothing is said. A residual addition of a branch
 and the identity is no fragment: it is G4's.
 """
@@ -251,8 +251,20 @@ def _series(net: Network, seen: set[int]) -> Iterator[Found]:
         if saved.ms <= 0:
             continue
         what = f"{len(row)} layers in a row that each take longer to start than to run"
-        words = f"one layer {first.c1} -> {last.c2} of as many MACs"
-        yield net.finding("G3", row, saved, what, Rewrite(words, saved, needs_retraining=True)), set(row)
+        words = f"one layer in place of each two, with the MACs of both: {len(row) - len(row) // 2} in all"
+        rewrite = Rewrite(words, _paired(net, row), needs_retraining=True)
+        yield net.finding("G3", row, saved, what, rewrite), set(row)
+
+
+def _paired(net: Network, row: Sequence[int]) -> Amount:
+    """What is saved where of each two layers the heavier does the work of both."""
+    saved = Amount(0.0, 0.0)
+    for two in zip(row[::2], row[1::2], strict=False):
+        heavier = max(two, key=lambda i: net.layers[i].macs)
+        now = net.spent(two)
+        one = _widened(net, heavier, sum(net.layers[i].macs for i in two) / net.layers[heavier].macs)
+        saved = Amount(saved.bytes + now.bytes - one.bytes, saved.ms + now.ms - one.ms)
+    return saved
 
 
 def _slower_to_start(net: Network, i: int) -> bool:

@@ -1,9 +1,9 @@
 """P4, P5: what the memory and the runtime make slow. Practice, not the paper's.
 
-P4-peak   Where the peak is over 1.5 times what the network needs while the largest tensor of the peak is not alive,
-          that tensor alone decides how much memory is kept. At stake are the bytes above, and the time to write and
-          read them at the device's bandwidth for such a size. In bands of rows the layers there compute the same with
-          less: patch-based inference, MCUNetV2, Lin et al. 2021, arXiv:2110.15352.
+P4-peak   Where three kernels or fewer need over 1.5 times the memory that any other needs, they alone decide how much
+          is kept. At stake are the bytes above, and the time to write and read them at the device's bandwidth for such
+          a size. In bands of rows the layers there compute the same with less: patch-based inference, MCUNetV2, Lin et
+          al. 2021, arXiv:2110.15352.
 P5-onnx   What PyTorch's exporter has no ONNX function for stops the whole export: the whole predicted time is at stake.
           What ONNX Runtime's CPU provider runs in more kernels than counted reads and writes its tensor once more for
           each. Both tables were read off files that torch 2.13 exported and onnxruntime 1.32 optimised.
@@ -16,9 +16,8 @@ from collections.abc import Iterator
 
 from aerogel.cost.guidelines.finding import Amount, Finding, Rewrite
 from aerogel.cost.guidelines.network import Network, plural
-from aerogel.cost.memory import lifetimes
 
-STANDS_OUT = 1.5
+STANDS_OUT, FEW = 1.5, 3
 
 # Kernels over the tensor beyond those that the folded view counts, and what costs fewer.
 SLOW: dict[str, tuple[int, str]] = {
@@ -76,25 +75,22 @@ def slow_ops(net: Network) -> Iterator[Finding]:
 
 
 def peak_layer(net: Network) -> Iterator[Finding]:
-    names = [layer.node for layer in net.layers]
-    if net.cost.peak_node not in names:
+    kernels = [i for i, layer in enumerate(net.layers) if layer.runs]
+    peak = max((net.layers[i].alive_bytes for i in kernels), default=0)
+    near = [i for i in kernels if STANDS_OUT * net.layers[i].alive_bytes > peak]
+    second = max((net.layers[i].alive_bytes for i in kernels if i not in near), default=0)
+    at = [i for i in near if net.layers[i].alive_bytes == peak][:1]
+    chosen = [*net.judged("P4-peak", at)]
+    if not chosen or not second or len(near) > FEW:
         return
-    at = names.index(net.cost.peak_node)
-    host = net.layers[at].fused_into
-    chosen = [*net.judged("P4-peak", [names.index(host) if host else at])]
-    held = max((life for life in lifetimes(net.graph) if life.first <= at <= life.last), key=lambda life: life.bytes)
-    others = (layer.alive_bytes for i, layer in enumerate(net.layers) if not held.first <= i <= held.last)
-    peak, second = net.cost.peak_bytes, max(others, default=0)
-    if not chosen or not second or peak < STANDS_OUT * second:
-        return
-    name, shape = net.layers[chosen[0]].name, "x".join(map(str, net.graph.values[held.name].shape))
+    name = net.layers[chosen[0]].name
     stake = Amount(peak - second, 2000 * (peak - second) / net.device.bandwidth(peak))
     words = f"compute {name} and its neighbours in {math.ceil(peak / second)} bands of rows, the same numbers"
     yield net.finding(
         "P4-peak",
         chosen,
         stake,
-        f"sets the peak of {peak:,} bytes, {peak / second:.1f} times what is needed without its {shape}",
+        f"sets the peak of {peak:,} bytes, {peak / second:.1f} times what all but {plural(len(near), 'kernel')} need",
         Rewrite(f"{words}: at best {second:,} bytes", stake, needs_retraining=False),
         peak / second,
     )
