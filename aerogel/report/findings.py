@@ -42,10 +42,15 @@ def run(
     Raises AerogelError for whatever in it is wrong.
     """
     held = settings(config)
-    chosen = find_device(device or held.device or (THIS if this_path().exists() else DEFAULT))
+    chosen = chosen_device(device or held.device)
     graph = captured(model, **opening)
     findings = lint(graph, chosen, [*held.allow, *allow])
     return lint_report(model, graph, chosen, findings, [*held.fail_on, *limits])
+
+
+def chosen_device(name: str | None) -> Device:
+    """The device of that name; without one this machine where it was calibrated, else a server's processor."""
+    return find_device(name or (THIS if this_path().exists() else DEFAULT))
 
 
 def captured(model: str, *, weights: str | None, input: str | None, trust: bool) -> Graph:
