@@ -11,10 +11,10 @@ are told where the channels do not make them equal.
     G1  two 1x1 convolutions c1 -> c2 -> c1                         G2  one 1x1 convolution c -> c with g groups
     G3  k 1x1 convolutions in series, or side by side and added     G4  a bottleneck 1x1, 3x3, 1x1; ReLU, shortcut
 
-What the paper leaves open, and is chosen here: a ReLU behind every convolution of G1 to G3; the channels of G3, c / root k,
-and its branches, added; G4's c is the width in and out, and the 3x3 has c / 4 (with c everywhere, the ARM would do
-20 billion MACs a second at c = 32, four times what it does in G1); 184 channels, not the paper's 180, for eight groups,
-which do not divide 180.
+What the paper leaves open, and is chosen here: a ReLU behind every convolution of G1 to G3; G3 has c / sqrt k channels,
+and its branches are added; G4's c is the width in and out, and the 3x3 has c / 4 (with c everywhere, the ARM would do
+20 billion MACs a second at c = 32, four times what it does in G1); 184 channels, not the paper's 180, for eight
+groups, which do not divide 180.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks of benchmarks/guidelines.py: they build and differ in what they should; the paper's numbers are whole."""
+"""benchmarks/guidelines.py: its networks build and differ in what they should; the paper's numbers are whole."""
 
 from __future__ import annotations
 

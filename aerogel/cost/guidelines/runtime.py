@@ -1,9 +1,9 @@
 """P4, P5: what the memory and the runtime make slow. Practice, not the paper's.
 
 P4-peak   Where three kernels or fewer need over 1.5 times the memory that any other needs, they alone decide how much
-          is kept. At stake are the bytes above, and the time to write and read them at the device's bandwidth for such
-          a size. In bands of rows the layers there compute the same with less: patch-based inference, MCUNetV2, Lin et
-          al. 2021, arXiv:2110.15352.
+          is kept. In bands of rows they compute the same with less: patch-based inference, MCUNetV2, Lin et al. 2021,
+          arXiv:2110.15352. At stake are the bytes above, and the time that is saved where these move at the cache's
+          bandwidth: none for a kernel that is bound by its MACs, or on a device without a cache.
 P5-onnx   What PyTorch's exporter has no ONNX function for stops the whole export: the whole predicted time is at stake.
           What ONNX Runtime's CPU provider runs in more kernels than counted reads and writes its tensor once more for
           each. Both tables were read off files that torch 2.13 exported and onnxruntime 1.32 optimised.
@@ -84,7 +84,7 @@ def peak_layer(net: Network) -> Iterator[Finding]:
     if not chosen or not second or len(near) > FEW:
         return
     name = net.layers[chosen[0]].name
-    stake = Amount(peak - second, 2000 * (peak - second) / net.device.bandwidth(peak))
+    stake = Amount(peak - second, sum(net.ms[i] - _cached(net, i, peak - second) for i in near))
     words = f"compute {name} and its neighbours in {math.ceil(peak / second)} bands of rows, the same numbers"
     yield net.finding(
         "P4-peak",
@@ -94,3 +94,10 @@ def peak_layer(net: Network) -> Iterator[Finding]:
         Rewrite(f"{words}: at best {second:,} bytes", stake, needs_retraining=False),
         peak / second,
     )
+
+
+def _cached(net: Network, i: int, bytes_: int) -> float:
+    """The time of kernel i where so many bytes of its access move at the cache's bandwidth."""
+    layer, device = net.layers[i], net.device
+    saved = min(bytes_, layer.access_bytes) * (1 - device.bandwidth(layer.access_bytes) / (1e9 * device.cache_gb_s))
+    return net.time(layer.family, layer.macs or layer.flops, layer.access_bytes - max(0.0, saved))
