@@ -115,7 +115,8 @@ def _config(transformers: Any, text: str, source: str, entries: dict[str, Any]) 
         raise
     except Exception as error:
         raise AerogelError(f"model {text!r}: its configuration cannot be read: {one_line(error)}") from error
-    known = {*config.to_dict(), *getattr(config, "attribute_map", {})}
+    properties = (name for name in dir(type(config)) if isinstance(getattr(type(config), name, None), property))
+    known = {*config.to_dict(), *getattr(config, "attribute_map", {}), *properties}
     for entry in entries:
         if entry not in known:
             raise AerogelError(f"model {text!r}: {config.model_type} has no entry {entry!r}; {nearest(entry, known)}")
