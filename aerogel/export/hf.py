@@ -94,25 +94,24 @@ def _transformers() -> Any:
 
 
 def _config(transformers: Any, text: str, source: str, entries: dict[str, Any]) -> Any:
-    """The configuration of a path or of a type, with the user's entries, every one of which must exist in it."""
-    path = Path(source).expanduser()
+    """The configuration of a type or a path, with the user's entries, every one of which must exist in it.
+
+    The name of a type means the type, also where a folder has that name: write ./vit for the folder.
+    """
+    types = list(transformers.CONFIG_MAPPING.keys())
+    if source not in types and not (source and Path(source).expanduser().exists()):
+        raise AerogelError(
+            f"model {text!r}: {source!r} is no model type of transformers {transformers.__version__}, "
+            f"no folder and no file; {nearest(source, types)}"
+        )
     try:
-        if path.is_dir() or path.is_file():
-            config, _ = transformers.AutoConfig.from_pretrained(
-                str(path), local_files_only=True, trust_remote_code=False, return_unused_kwargs=True
-            )
-            entries_of = type(config)(**{**config.to_dict(), **entries})
-        else:
-            types = list(transformers.CONFIG_MAPPING.keys())
-            if source not in types:
-                raise AerogelError(
-                    f"model {text!r}: {source!r} is no model type of transformers {transformers.__version__}, "
-                    f"no folder and no file; {nearest(source, types)}"
-                )
+        if source in types:
             config = transformers.AutoConfig.for_model(source)
-            entries_of = transformers.AutoConfig.for_model(source, **entries)
-    except AerogelError:
-        raise
+            changed = transformers.AutoConfig.for_model(source, **entries)
+        else:
+            path = str(Path(source).expanduser())
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            changed = type(config)(**{**config.to_dict(), **entries})
     except Exception as error:
         raise AerogelError(f"model {text!r}: its configuration cannot be read: {one_line(error)}") from error
     properties = (name for name in dir(type(config)) if isinstance(getattr(type(config), name, None), property))
@@ -120,7 +119,7 @@ def _config(transformers: Any, text: str, source: str, entries: dict[str, Any]) 
     for entry in entries:
         if entry not in known:
             raise AerogelError(f"model {text!r}: {config.model_type} has no entry {entry!r}; {nearest(entry, known)}")
-    return entries_of
+    return changed
 
 
 def _builder(transformers: Any, text: str, config: Any, architecture: str | None) -> Callable[[Any], nn.Module]:
