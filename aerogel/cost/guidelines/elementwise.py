@@ -109,6 +109,18 @@ def _of_gates(net: Network, gates: dict[int, list[int]]) -> Finding:
     return net.finding("G4", indices, stake, _share(net, what, stake), rewrite, stake.bytes / net.total_bytes)
 
 
+def _rest(net: Network, indices: list[int]) -> tuple[str, Rewrite]:
+    """A formula written out, as a norm's or a GELU's: all but the dearest op of each module may go."""
+    dearest: dict[str, int] = {}
+    for i in indices:
+        best = dearest.setdefault(net.layers[i].name, i)
+        if net.ms[i] > net.ms[best]:
+            dearest[net.layers[i].name] = i
+    gain = net.spent(set(indices) - set(dearest.values()))
+    words = "write a formula of several ops as the one op that it is (F.gelu, F.layer_norm), the same numbers"
+    return plural(len(indices), "other element-wise op"), Rewrite(words, gain, needs_retraining=False)
+
+
 Words = Callable[[Network, list[int]], tuple[str, Rewrite]]
 
 
@@ -152,7 +164,7 @@ WORDS: dict[str, Words] = {
     "additions": _halved("addition", "leave the shortcut out", "leave out every second shortcut"),
     "products": _halved("product", "leave it out", "leave out every second one"),
     "joins": _halved("concatenation", "make both sides by one layer", "join half as often"),
-    "rest": _halved("element-wise op", "leave it out", "leave out every second one"),
+    "rest": _rest,
     "activations": _activations,
     "shuffles": _shuffles,
 }
