@@ -64,6 +64,10 @@ Depth = Annotated[int | None, typer.Option(help="modules down to so many parts o
 OnDevice = Annotated[
     str | None, typer.Option("--device", help="predict times: a profile's name, FILE.toml, or this (this machine)")
 ]
+Measure = Annotated[bool, typer.Option("--measure", help="time the exported file, whole and by layer")]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="measure this machine as a device (about a minute), for --device this")
+]
 Against = Annotated[str | None, typer.Option(metavar="MODEL", help="the network to compare with, layer by layer")]
 Budget = Annotated[
     str | None,
@@ -87,18 +91,29 @@ def nets(json: Json = False) -> None:
 
 @app.command()
 def cost(
-    model: Model, weights: Weights = None, input: Size = None, by: By = None, depth: Depth = None,
-    device: OnDevice = None, against: Against = None, budget: Budget = None, csv: Csv = None,
-    markdown: Markdown = False, html: Html = None, trust: Trust = False, json: Json = False,
+    model: RunModel = None, weights: Weights = None, input: Size = None, by: By = None, depth: Depth = None,
+    device: OnDevice = None, measure: Measure = False, threads: Threads = None, against: Against = None,
+    budget: Budget = None, csv: Csv = None, markdown: Markdown = False, html: Html = None, trust: Trust = False,
+    calibrate: Calibrate = False, json: Json = False,
 ) -> None:  # fmt: skip
-    """What a network costs: parameters, MACs, FLOPs, access, peak memory, predicted time; compared, in budget."""
+    """What a network costs: parameters, MACs, FLOPs, access, peak memory, time; compared, in budget."""
     from aerogel.console import printable
-    from aerogel.report.cost_job import Asked, run
+    from aerogel.report.cost_job import Asked, run, run_calibration
     from aerogel.report.cost_text import verdict_line
     from aerogel.report.costing import within_budget
 
+    threads = 1 if threads is None else threads
+    if calibrate:
+        if model is not None:
+            raise AerogelError(f"--calibrate measures this machine, not a network; leave out {model!r}")
+        profile = run_calibration(threads, lambda text: console(json).say("calibrate", text))
+        emit(profile.model_dump(), f"{profile.title}: kept for --device this; {profile.source}", json)
+        return
+    if model is None:
+        raise AerogelError("cost needs a MODEL (aerogel cost lenet5), or --calibrate to measure this machine")
     found, text = run(Asked(model=model, weights=weights, input=input, by=by, depth=depth, device=device,
-                            against=against, budget=budget, csv=csv, markdown=markdown, html=html, trust=trust,
+                            measure=measure, threads=threads, against=against, budget=budget, csv=csv,
+                            markdown=markdown, html=html, trust=trust,
                             json=json))  # fmt: skip
     if json or csv == "-":  # stdout is for the machine: say on stderr what is missed
         for verdict in found.get("budget", []):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import aerogel as ag
+from aerogel.cost.device import this_path, write
+from aerogel.cost.kernels import machine
 
 Aerogel = Callable[..., Any]
 
@@ -65,7 +67,7 @@ def test_rows_of_another_kind(words: tuple[str, ...], aerogel: Aerogel) -> None:
 def test_a_device_tells_times_and_what_bounds_them(aerogel: Aerogel) -> None:
     out = aerogel("cost", "lenet5", "--device", "raspberry_pi_4").out
     assert out.splitlines()[0].split()[-3:] == ["ms", "share", "bound"]
-    assert re.search(r"predicted [\d.]+ ms on raspberry_pi_4 \(Raspberry Pi 4 B.*datasheet, 1 thread\)", out)
+    assert re.search(r"predicted [\d.]+ ms on raspberry_pi_4 \(Raspberry Pi 4 B.*datasheet, 4 threads\)", out)
 
 
 def test_two_networks_layer_by_layer(aerogel: Aerogel) -> None:
@@ -166,3 +168,56 @@ def test_a_wrong_question_is_one_line_and_nothing_is_written(
     assert outcome.err.count("\n") == 1
     assert re.search(message, outcome.err), outcome.err
     assert [path.name for path in work.iterdir() if path.name != "__pycache__"] == ["net.py"]
+
+
+def test_the_exported_file_is_measured_whole_and_by_layer(aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "net.py:narrow", "--input", "1,28,28", "--measure", "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert found["latency"]["median_ms"] > 0
+    assert found["latency"]["threads"] == 1
+    times = {layer["op"]: layer["measured_ms"] for layer in found["layers"] if layer["measured_ms"] is not None}
+    assert "linear" in times
+    assert found["predicted_ms"] is None
+    assert re.search(r"measured \S+ ms \[.*1 thread, batch 1\)", aerogel("cost", "lenet5", "--measure").out)
+
+
+def test_a_measured_budget_says_so(aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", "lenet5", "--measure", "--budget", "latency<=1us")
+    assert outcome.code == 2
+    assert re.search(r"budget latency<=1us missed: .*\(measured\); the most in \S+ \(\w+\)", outcome.out)
+
+
+def test_this_machine_predicts_from_its_kernels(aerogel: Aerogel, work: Path) -> None:
+    profile = ag.cost.device("raspberry_pi_4").model_copy(update={"name": "this", "source": machine(1), "threads": 1})
+    write(profile, this_path())
+    found = json.loads(aerogel("cost", "lenet5", "--device", "this", "--json").out)
+    assert found["prediction"]["kernels"] > 3
+    assert found["prediction"]["estimated"] == {}
+    assert 0 < sum(layer["ms"] for layer in found["layers"]) <= found["predicted_ms"] * 1.000001
+    budget = aerogel("cost", "lenet5", "--device", "this", "--budget", "latency<=1s")
+    assert budget.code == 0
+    assert "(predicted on this)" in budget.out
+    write(profile.model_copy(update={"source": "another machine"}), this_path())
+    stale = aerogel("cost", "lenet5", "--device", "this")
+    assert stale.code == 1
+    assert "was measured on another machine" in stale.err
+    assert "--calibrate` again" in stale.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "cost needs a MODEL"),
+        (("lenet5", "--calibrate"), "--calibrate measures this machine"),
+        (("--calibrate", "--threads", "0"), "threads must be >= 1, got 0"),
+        (("lenet5", "--device", "this"), "has not been measured; run `aerogel cost --calibrate`"),
+        (("lenet5", "--budget", "latency<=1ms"), "name a device with --device, or measure it with --measure"),
+        (("lenet5", "--measure", "--threads", "0"), "threads must be >= 1, got 0"),
+    ],
+)
+def test_what_this_machine_cannot_tell_is_refused(words: tuple[str, ...], message: str, aerogel: Aerogel) -> None:
+    outcome = aerogel("cost", *words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1

@@ -89,26 +89,31 @@ def judge(
     device: Device | None = None,
     measured_ms: float | None = None,
     layers_ms: Mapping[str, float] | None = None,
+    predicted_ms: float | None = None,
 ) -> tuple[Verdict, ...]:
     """Every limit against what the network costs.
 
-    measured_ms is of the whole exported file, layers_ms of each node of it that was timed. Without the latter the
-    device's roofline says which layer is the slowest. Raises AerogelError for a latency that nothing tells.
+    measured_ms is of the whole exported file, layers_ms of each node of it that was timed or predicted by its kernels,
+    predicted_ms their whole. Without them the device's roofline says it. Raises AerogelError for a latency that
+    nothing tells.
     """
     times = layers_ms if layers_ms is not None else _predicted(cost, device)
-    return tuple(_judged(limit, cost, device, measured_ms, times) for limit in limits)
+    if predicted_ms is None and device is not None:
+        predicted_ms = total_ms(cost.layers, device)
+    basis = f"predicted on {device.name}" if device else ""
+    return tuple(_judged(limit, cost, (predicted_ms, basis), measured_ms, times) for limit in limits)
 
 
 def _judged(
-    limit: Limit, cost: Cost, device: Device | None, measured_ms: float | None, times: Mapping[str, float]
+    limit: Limit, cost: Cost, predicted: tuple[float | None, str], measured_ms: float | None, times: Mapping[str, float]
 ) -> Verdict:
     basis = "counted"
     if limit.measure != "latency":
         value: float = getattr(cost, FIELDS.get(limit.measure, limit.measure))
     elif measured_ms is not None:
         value, basis = measured_ms, "measured"
-    elif device is not None:
-        value, basis = total_ms(cost.layers, device), f"predicted on {device.name}"
+    elif predicted[0] is not None:
+        value, basis = predicted[0], predicted[1]
     else:
         raise AerogelError(f"--budget {limit.text}: nothing tells the latency; name a device with --device")
     layer, part = _dearest(limit.measure, cost, times)

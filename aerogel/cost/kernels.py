@@ -48,7 +48,7 @@ class KernelTable:
 
     def __init__(self, threads: int = 1, path: Path | None = None) -> None:
         self.threads = threads
-        self.machine = f"{cpu_name()}, onnxruntime {onnxruntime.__version__}, {threads} threads"
+        self.machine = machine(threads)
         digest = hashlib.sha256(self.machine.encode()).hexdigest()[:12]
         self.path = path or cache_folder() / f"kernels-{digest}.json"
         held = read_json(self.path) if self.path.exists() else {}
@@ -78,6 +78,11 @@ class KernelTable:
     def look_up(self, runtime: Runtime) -> dict[str, float | None]:
         """As `measure`, but nothing is measured: None for a kernel that the table lacks."""
         return {one.name: self.ms.get(key_of(one, runtime)) for one in runtime.kernels}
+
+
+def machine(threads: int) -> str:
+    """What a kernel's time depends on besides the kernel."""
+    return f"{cpu_name()}, onnxruntime {onnxruntime.__version__}, {threads} thread{'s' * (threads > 1)}"
 
 
 def near(runtime: Runtime) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aerogel.console import printable
+from aerogel.cost.latency import Latency
 from aerogel.report.costing import grouped
 from aerogel.report.sheet import Column, Sheet, as_csv, as_lines, as_markdown, code
 from aerogel.report.terminal import digits, human
@@ -154,8 +155,16 @@ def _times(report: Mapping[str, Any]) -> list[str]:
         shares = ", ".join(f"{100 * ms / total:.0f} % {bound}" for bound, ms in held.items() if total and ms)
         kind = f"{device['title']}; {device['kind']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
         lines.append(f"predicted {digits(total)} ms on {device['name']} ({kind}), bound by: {shares or 'nothing'}")
+        if report["prediction"]:
+            number, estimated = report["prediction"]["kernels"], report["prediction"]["estimated"]
+            rest = ", ".join(f"{count} {op}" for op, count in estimated.items())
+            lines.append(
+                f"predicted from {number} kernels, each measured" + (f"; but for {rest}: roofline" * bool(rest))
+            )
     if latency:
-        lines.append(f"measured {digits(latency['median_ms'])} ms")
+        text = Latency(**latency).describe()
+        busy = f"; NOISY, the load was {latency['load']:.1f}: repeat it on a quiet machine" * latency["noisy"]
+        lines.append(f"measured {text}, {latency['runtime']}, {latency['cpu']}{busy}")
     return lines
 
 

@@ -2,8 +2,9 @@
 
 Always there: model, input, inputs, batch, dtype, the totals of `aerogel.cost.Cost`, intensity, layers (one an op, as
 they run), uncounted ([{"op", "modules"}]), convention, environment. None until somebody knows it: device,
-predicted_ms, a layer's ms and bound (by the roofline), latency and a layer's measured_ms (of the exported file),
-verified. There when asked for: against, budget.
+predicted_ms, a layer's ms and bound (by the roofline; on this machine ms from its measured kernels, and prediction says
+how many there were), latency and a layer's measured_ms (of the exported file), verified. There when asked for: against,
+budget.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from aerogel.cost.against import Comparison, Pair
 from aerogel.cost.budget import Verdict
 from aerogel.cost.count import Cost, Layer
 from aerogel.cost.device import Device
+from aerogel.cost.predict import Prediction
 from aerogel.cost.roofline import roofline
 from aerogel.graph import Graph
 
@@ -44,10 +46,16 @@ def cost_report(
     device: Device | None = None,
     latency: Mapping[str, Any] | None = None,
     layers_ms: Mapping[str, float] | None = None,
+    predicted: Prediction | None = None,
+    predicted_layers: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """What a captured network costs. latency: measured on its exported file; layers_ms: the same by layer's node."""
+    """What a captured network costs.
+
+    latency: measured on its exported file; layers_ms: the same by layer's node. predicted, predicted_layers: from this
+    machine's kernels, likewise; else times are the roofline's on the device.
+    """
     inputs = [graph.values[name] for name in graph.inputs]
-    layers = [_layer(layer, device, layers_ms or {}) for layer in found.layers]
+    layers = [_layer(layer, device, layers_ms or {}, predicted_layers) for layer in found.layers]
     totals = asdict(replace(found, layers=(), uncounted={}, verified=None))
     verified = found.verified
     shape = list(inputs[0].shape) if inputs else []
@@ -66,7 +74,8 @@ def cost_report(
         "verified": verified.agrees if verified else None,
         "verification": asdict(verified) if verified else None,
         "device": device.model_dump() if device else None,
-        "predicted_ms": sum(layer["ms"] for layer in layers) if device else None,
+        "predicted_ms": predicted.ms if predicted else sum(layer["ms"] for layer in layers) if device else None,
+        "prediction": {"kernels": predicted.kernels, "estimated": predicted.estimated} if predicted else None,
         "latency": dict(latency) if latency else None,
         "convention": CONVENTION,
         "environment": {"aerogel": aerogel.__version__, "torch": version("torch"), "python": platform.python_version()},
@@ -133,8 +142,12 @@ def within_budget(report: Mapping[str, Any]) -> bool:
     return all(verdict["met"] for verdict in report.get("budget") or [])
 
 
-def _layer(layer: Layer, device: Device | None, measured: Mapping[str, float]) -> Row:
+def _layer(
+    layer: Layer, device: Device | None, measured: Mapping[str, float], predicted: Mapping[str, float] | None
+) -> Row:
     timing = roofline(layer, device) if device else None
+    if timing and predicted is not None:  # a layer without a kernel of its own is fused away
+        timing = timing._replace(ms=predicted.get(layer.node, 0.0))
     return asdict(layer) | {
         "shape": list(layer.shape),
         "weight": list(layer.weight) if layer.weight else None,

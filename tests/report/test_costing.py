@@ -24,6 +24,8 @@ from aerogel.report.costing import BY, MEASURES, budgeted, compared, cost_report
 from aerogel.report.sheet import Column, Sheet, as_csv, as_lines, as_markdown, cell, code
 
 PI = device("raspberry_pi_4")
+LATENCY = {"median_ms": 0.5, "low_ms": 0.4, "high_ms": 0.6, "p90_ms": 0.7, "iqr_ms": 0.01, "runs": 9, "threads": 1,
+           "batch": 1, "noisy": True, "load": 3.0, "runtime": "a runtime", "cpu": "a CPU"}  # fmt: skip
 
 
 class Odd(nn.Module):
@@ -78,7 +80,7 @@ def test_the_report_says_what_design_promises_and_is_plain_json() -> None:
 
 
 def test_predicted_times_are_the_rooflines_and_measured_ones_are_the_callers() -> None:
-    report = odd(PI, latency={"median_ms": 0.5}, layers_ms={"conv2d": 0.25})
+    report = odd(PI, latency=LATENCY, layers_ms={"conv2d": 0.25})
     first = report["layers"][0]
     assert first["bound"] in ("compute", "memory", "overhead")
     assert first["measured_ms"] == 0.25
@@ -86,7 +88,7 @@ def test_predicted_times_are_the_rooflines_and_measured_ones_are_the_callers() -
     assert report["device"]["name"] == "raspberry_pi_4"
     text = as_text(report)
     assert "predicted 0." in text
-    assert "measured 0.500 ms" in text
+    assert "measured 0.5 ms [0.4, 0.6] p90 0.7 (1 thread, batch 1), a runtime, a CPU; NOISY, the load was 3.0" in text
     assert "measured ms" in text.splitlines()[0]
 
 
