@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from broken import (
@@ -31,7 +33,7 @@ from aerogel.cost import Device, lint
 from aerogel.cost.guidelines import NOISE, RULES, groups, width
 from aerogel.cost.guidelines.network import Product, read
 from aerogel.cost.roofline import total_ms
-from aerogel.graph import capture
+from aerogel.graph import Graph, capture
 
 
 @pytest.mark.parametrize("name", BROKEN)
