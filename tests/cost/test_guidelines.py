@@ -132,7 +132,7 @@ def graph_called(name: str) -> Graph:
 
 @pytest.mark.parametrize("name", ["unequal", "grouped", "fragmented", "residual"])
 @given(factor=st.floats(0.1, 10))
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 def test_a_device_twice_as_fast_in_all_changes_no_share(name: str, factor: float) -> None:
     rule, _, on = BROKEN[name]
     graph = graph_called(name)
