@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -257,6 +258,7 @@ def _place(node: fx.Node) -> tuple[str, str]:
     return module, ""
 
 
+@cache
 def _is_the_users(path: str) -> bool:
     """Whether a source file is neither torch's, nor Python's, nor this one's, nor code made at run time."""
     parents = Path(path).parents
