@@ -174,7 +174,7 @@ def test_depthwise_is_judged_against_dense_forms() -> None:
 # ---------------------------------------------------------------- G3 and G4: structure
 
 
-def test_stacked_siblings_compute_the_same_and_gain_what_is_said() -> None:
+def test_stacked_siblings_gain_what_is_said() -> None:
     block = Cat(*rows(lambda: conv(32, 8), 4))
     net = network(conv(32, 32), block, conv(32, 32)).eval()
     found = only(graph_of(net), "G3")
