@@ -151,6 +151,16 @@ def _trilinear(
     return 2 * math.prod(left[:-1]) * outputs * (first * second + first)
 
 
+def _added_batches(bias: Shape, left: Shape, right: Shape, *_: Any, out_shape: Shape = (), **__: Any) -> int:
+    """(b, n, k) @ (b, k, m), summed over b."""
+    return 2 * math.prod(left) * right[-1]
+
+
+def _affine_grid(theta: Shape, size: list[int], *_: Any, out_shape: Shape = (), **__: Any) -> int:
+    """Every point of the grid times theta (n, d, d + 1)."""
+    return 2 * math.prod(theta) * math.prod(size[2:])
+
+
 def _grouped(rows: Shape, weight: Shape, *_: Any, out_shape: Shape = (), **__: Any) -> int:
     """Each row times one matrix (.., k, m)."""
     return 2 * math.prod(rows) * weight[-1]
@@ -162,6 +172,8 @@ _MISSING = {
     _ATEN.dot: _vector,
     _ATEN.vdot: _vector,
     _ATEN.addmv: _added_vector,
+    _ATEN.addbmm: _added_batches,
+    _ATEN.affine_grid_generator: _affine_grid,
     _ATEN._trilinear: _trilinear,
     _ATEN._grouped_mm: _grouped,
 }

@@ -286,6 +286,8 @@ def _remedy(error: Exception) -> str:
         return "the path taken depends on a tensor's values; make it depend on shapes only, or use torch.where"
     if "in output, which is not a known type" in text:
         return "return tensors, or tuples, lists and dicts of them; of Hugging Face's, pass use_cache=False"
+    if "same device" in text:
+        return "put the example inputs on the network's device"
     if any(words in text for words in _OF_TYPES):
         return "the example input is of another type than the network reads: x.float() for images, x.long() for text"
     if isinstance(error, TypeError) and "argument" in text:

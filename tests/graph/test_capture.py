@@ -372,3 +372,9 @@ def test_an_input_of_a_wrong_type(args: tuple[Any, ...], kwargs: dict[str, Any],
 def test_an_output_that_is_no_tensor() -> None:
     with pytest.raises(CaptureError, match=r"^capture: Net: .*; return tensors, .* Hugging Face's, pass use_cache=Fal"):
         capture(Net(lambda net, x: object()), (image(),))
+
+
+def test_inputs_on_another_device() -> None:
+    net = Net(lambda net, x: x * torch.ones(2, 8, 4, 4, device="meta"))
+    with pytest.raises(CaptureError, match=r"^capture: Net .*same device.*; put the example inputs on"):
+        capture(net, (image(),))
