@@ -1,4 +1,4 @@
-"""Puts the tables of reproduce/results/*.json into README.md and docs, between their markers. Never typed by hand.
+"""Puts the tables of reproduce/results/*.json into README.md and docs/, between their markers. Never typed by hand.
 
 python reproduce/tables.py          # after a reproduction; `--check` only says whether they are true
 """
@@ -82,7 +82,7 @@ def light_nets() -> str:
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python reproduce/light_nets.py`."])
 
 
-TABLES = {"first_light": (ROOT / "README.md", first_light), "light_nets": (ROOT / "README.md", light_nets)}
+TABLES = {"first_light": (ROOT / "README.md", first_light), "light_nets": (ROOT / "docs" / "nets.md", light_nets)}
 
 
 def main() -> None:
