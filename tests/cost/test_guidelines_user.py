@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken import SLOW_MEMORY, unequal
+import torch
+from broken import SLOW_COMPUTE, SLOW_MEMORY, SLOW_START, Add, unequal
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from aerogel.cost import lint
+from aerogel.cost import Device, count, lint
+from aerogel.cost.guidelines import NOISE
 from aerogel.cost.guidelines.exceptions import exceeded
+from aerogel.cost.roofline import total_ms
 from aerogel.errors import AerogelError
+from aerogel.graph import capture
+from aerogel.report.findings import as_text, lint_report
 
 Aerogel = Callable[..., Any]
 
@@ -54,6 +61,33 @@ def test_limits_add_up_the_findings_of_a_rule() -> None:
     assert line.startswith(f"G1: {total:.1%} of the predicted time, over ")
     with pytest.raises(AerogelError, match=r"fail-on must be RULE=SHARE%, got 'G1=0\.05'; write G1=5%"):
         exceeded(found, ["G1=0.05"])
+
+
+ODD: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "nothing": (nn.Identity(), (1, 3, 8, 8)),
+    "one activation": (nn.ReLU(), (1, 3, 8, 8)),
+    "no batch": (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), (8,)),
+    "one dimension": (nn.Sequential(nn.Conv1d(3, 8, 3, padding="same"), nn.Conv1d(8, 8, 3, groups=2)), (1, 3, 32)),
+    "three dimensions": (nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv3d(8, 40, 1), nn.BatchNorm3d(40)), (1, 3, 8, 8, 8)),
+    "padding in words": (Add(nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(3, 8, 1)), (1, 3, 8, 8)),
+    "recurrent": (nn.LSTM(8, 8, batch_first=True), (2, 5, 8)),
+    "attention": (nn.TransformerEncoderLayer(64, 2, 128, batch_first=True), (2, 50, 64)),
+    "computed weight": (weight_norm(nn.Conv2d(3, 8, 3)), (1, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("on", [SLOW_MEMORY, SLOW_COMPUTE, SLOW_START], ids=lambda on: on.name)
+def test_odd_networks_are_read_as_any_other(name: str, on: Device) -> None:
+    net, shape = ODD[name]
+    graph = capture(net, (torch.zeros(shape),))
+    findings = lint(graph, on)
+    report = json.loads(json.dumps(lint_report(name, graph, on, findings), allow_nan=False))
+    text = as_text(report)
+    assert all(finding.ms >= 0 and finding.share >= 0 and finding.nodes for finding in findings)
+    assert report["predicted_ms"] == pytest.approx(total_ms(count(graph).layers, on))
+    assert all(finding.rule in text for finding in findings if finding.share >= NOISE)
+    assert ("nothing found" in text) == (not findings)
 
 
 NET = """
