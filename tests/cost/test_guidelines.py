@@ -273,4 +273,7 @@ def test_element_wise_work_by_what_it_is_for() -> None:
     assert not shuffles.needs_retraining
     assert shuffles.gain_bytes == shuffles.bytes // 2
     assert found["1 addition"].bytes == 3 * 32 * 1024 * 4
+    assert found["1 addition"].note.startswith("1 of 1 ONNX Runtime computes as a convolution writes")
+    assert found["1 activation that no layer absorbs"].note.startswith("1 of 1 ONNX Runtime")
+    assert found["1 product"].note == ""
     assert sum(f.score or 0 for f in found.values()) < 1

@@ -11,6 +11,7 @@ from broken import (
     SLOW_COMPUTE,
     SLOW_MEMORY,
     SMALL_CACHE,
+    Add,
     Call,
     conv,
     graph_of,
@@ -151,3 +152,19 @@ def test_a_formula_written_out() -> None:
     assert found.what.startswith("3 other element-wise ops")
     assert found.gain_bytes == 2 * (2 * 32 * 1024 * 4)
     assert not found.needs_retraining
+
+
+def test_onnx_runtime_adds_as_a_convolution_writes(tmp_path: Path) -> None:
+    """What the note of G4 says."""
+    import onnx
+    import onnxruntime
+
+    inner = nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16))
+    net = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU(), Add(nn.Identity(), inner), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    path, optimised = tmp_path / "net.onnx", tmp_path / "optimised.onnx"
+    export_onnx(net.eval(), (torch.rand(1, 16, 16, 16),), path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(optimised), 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kernels = {node.op_type for node in onnx.load(optimised).graph.node}
+    assert kernels <= {"Conv", "FusedConv", "ReorderInput", "ReorderOutput"}
