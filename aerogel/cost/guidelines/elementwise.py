@@ -44,9 +44,7 @@ def elementwise(net: Network, claimed: set[int]) -> Iterator[Finding]:
         stake = net.spent(indices)
         what, rewrite = WORDS[kind](net, indices)
         score, hidden = stake.bytes / net.total_bytes, sum(_inside_a_convolution(net, i) for i in indices)
-        note = (
-            f"{hidden} of {len(indices)} ONNX Runtime computes as a convolution writes: cheaper there" if hidden else ""
-        )
+        words = f"{hidden} of {len(indices)} ONNX Runtime computes as a convolution writes: cheaper there"
         yield net.finding("G4", indices, stake, _share(net, what, stake), rewrite, score, words if hidden else "")
 
 
