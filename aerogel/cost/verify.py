@@ -74,9 +74,9 @@ class _MetaCopies(TorchFunctionMode):
 
 
 def _twin(tensor: Tensor) -> Tensor:
-    """The same shape, type and strides, and no numbers."""
+    """The same shape, type and strides, and no numbers; nothing is to be trained."""
     twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    return nn.Parameter(twin, requires_grad=False) if isinstance(tensor, nn.Parameter) else twin
 
 
 def _on_meta(held: Any) -> Any:

@@ -50,6 +50,12 @@ def open_hf(text: str) -> nn.Module:
             what = one_line(error).partition(".")[0]
             raise AerogelError(f"model {text!r}: {what}; install it, or give a config.json that needs none") from error
         except Exception as error:  # a configuration may hold anything
+            if "Unrecognized configuration class" in str(error):
+                stem = type(config).__name__.removesuffix("Config")
+                known = [name for name in dir(transformers) if name.startswith(f"{stem}For")]
+                raise AerogelError(
+                    f"model {text!r}: {config.model_type} has no base model; add architecture=..., {nearest('', known)}"
+                ) from error
             raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; change that entry") from error
     return model.eval()
 

@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -48,7 +48,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         raise CaptureError(f"capture: args must be a tuple of example inputs, got {type(args).__name__}; write (x,)")
     _check_inputs(args, dict(kwargs or {}))
     try:
-        with evaluating(model), quiet():
+        with evaluating(model), quiet(), _weightless(model):
             program = torch.export.export(model, args, dict(kwargs or {}), strict=False)
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
@@ -83,6 +83,12 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+def _weightless(model: nn.Module) -> AbstractContextManager[Any]:
+    """Where the weights lie on the meta device, tensors that forward makes without naming a device do too."""
+    weights = next(model.parameters(), None)
+    return torch.device("meta") if weights is not None and weights.is_meta else nullcontext()
 
 
 @contextmanager

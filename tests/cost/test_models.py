@@ -185,6 +185,22 @@ def test_the_encoder_of_whisper() -> None:
     assert counted(encoder, (), {"input_features": frames}).macs == stem + 4 * block(1500, 384, 1536)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_mixture_of_experts(dtype: torch.dtype) -> None:
+    """Jiang et al. 2024, Mixtral: of 8 experts each token goes through 2. In single precision transformers multiplies
+    by a function of its own that has no form on the meta device: counted, not verified, and said so."""
+    small = "hidden_size=32,num_hidden_layers=1,num_attention_heads=4,num_key_value_heads=2,intermediate_size=64"
+    opened = open_model(f"hf:mixtral:{small}", counting=True)
+    args, kwargs = example_inputs(opened, "10")
+    model = opened.model.to(dtype)
+    cost = count(capture(model, args, kwargs))
+    assert cost.macs == gated(10, 32, 0, 4, 2, 8) + 10 * 32 * 8 + 10 * 2 * 3 * 32 * 64
+    assert cost.uncounted == {}
+    found = verify(model, args, kwargs, cost)
+    assert found.agrees is (True if dtype == torch.bfloat16 else None)
+    assert (found.reason == "") == (dtype == torch.bfloat16)
+
+
 def test_clip_sees_an_image_and_a_text() -> None:
     """Radford et al. 2021, ViT-B/32: 50 tokens of 768, 77 of 512; both end in 512, and one product compares them."""
     found = hugging_face("clip")

@@ -130,6 +130,7 @@ def test_inputs_of_the_other_forms() -> None:
         ("hf:vit:hidden_size=-4", r"^model 'hf:vit:hidden_size=-4' cannot be built: .*; change that entry$"),
         ("hf:vit:hidden_size=many", r"^model 'hf:vit:hidden_size=many'"),
         ("hf:vit:architecture=ViTForEverything", r"has no network 'ViTForEverything'$"),
+        ("hf:upernet", r"^model .*: upernet has no base model; add architecture=..., known: UperNetForSemanticSegment"),
         ("hf:vit:architecture=AutoConfig", r"has no network 'AutoConfig'$"),
         ("hf:vit:architecture=BertModel", r": BertModel is not built from a vit configuration$"),
         (

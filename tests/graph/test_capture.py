@@ -378,3 +378,10 @@ def test_inputs_on_another_device() -> None:
     net = Net(lambda net, x: x * torch.ones(2, 8, 4, 4, device="meta"))
     with pytest.raises(CaptureError, match=r"^capture: Net .*same device.*; put the example inputs on"):
         capture(net, (image(),))
+
+
+def test_a_network_on_the_meta_device_makes_its_tensors_there() -> None:
+    with torch.device("meta"):
+        net = Net(lambda net, x: x + torch.arange(4))
+    assert kinds(capture(net, (image().to("meta"),))) == ["conv2d", "arange", "add"]
+    assert torch.zeros(1).device.type == "cpu"
