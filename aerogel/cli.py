@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 
-MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, or file.py:factory"
+MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, file.py:factory; hf:TYPE to count"
 Model = Annotated[str, typer.Argument(help=MODEL_FORMS)]
 RunModel = Annotated[str | None, typer.Argument(help=MODEL_FORMS, show_default=False)]
 Data = Annotated[
@@ -76,6 +76,13 @@ Budget = Annotated[
 Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="the table as CSV; - is stdout")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown on stdout, as for a comment")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="one self-contained page with plots")]
+LintDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="a profile's name, FILE.toml, or this (the default where it was calibrated)"),
+]
+FailOn = Annotated[list[str] | None, typer.Option(metavar="RULE=SHARE%", help="exit code 2 above it: G1=5%")]
+Allow = Annotated[list[str] | None, typer.Option(metavar="RULE:MODULES", help="left out: G2:features.*")]
+LintConfig = Annotated[Path | None, typer.Option("--config", help="TOML file with device, allow, fail_on")]
 Trust = Annotated[bool, typer.Option("--trust", help="import the factory that a saved folder names")]
 
 
@@ -124,13 +131,7 @@ def cost(
 
 @app.command()
 def lint(
-    model: Model,
-    device: Annotated[
-        str | None, typer.Option(help="a profile's name, FILE.toml, or this (default where it was calibrated)")
-    ] = None,
-    fail_on: Annotated[list[str] | None, typer.Option(metavar="RULE=SHARE%", help="exit code 2 above it: G1=5%")] = None,
-    allow: Annotated[list[str] | None, typer.Option(metavar="RULE:MODULES", help="left out: G2:features.*")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with device, allow, fail_on")] = None,
+    model: Model, device: LintDevice = None, fail_on: FailOn = None, allow: Allow = None, config: LintConfig = None,
     weights: Weights = None, input: Size = None, trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What to change: ShuffleNetV2's four guidelines and practice, each finding with its price on a device."""
@@ -152,6 +153,7 @@ def train(
     """Trains a network with hard labels and saves it as a folder."""
     from aerogel.compress.plain import train_and_save
     from aerogel.compress.settings import resolve
+    from aerogel.export import parse_size
 
     options = {"model": model, "data": data, "weights": weights, "input": parse_size(input), "seed": seed,
                "trust": trust or None, "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
@@ -168,6 +170,7 @@ def compress(
     """Makes a network smaller and faster to a goal, with proof. Trains it first when no weights are given."""
     from aerogel.compress import compress as run_compress
     from aerogel.compress.settings import resolve
+    from aerogel.export import parse_size
 
     options = {"model": model, "data": data, "target": target or None, "max_drop": max_drop, "weights": weights,
                "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
@@ -192,6 +195,7 @@ def export(
 ) -> None:  # fmt: skip
     """Writes a network as one ONNX file and checks that it computes the same."""
     from aerogel.compress.plain import export_and_check
+    from aerogel.export import parse_size
 
     found = export_and_check(model, weights, parse_size(input), trust, out)
     emit(found, f"{out}  {found['bytes']:,} bytes  largest difference {found['max_abs_diff']:.1e}", json)
@@ -232,18 +236,6 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")], json: Json
 def recipe_options(epochs: float | None, batch_size: int | None, lr: float | None) -> dict[str, Any]:
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def parse_size(text: str | None) -> tuple[int, int, int] | None:
-    """C,H,W as three whole numbers. Raises AerogelError."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        rule = "--input must be C,H,W, three positive whole numbers"
-        raise AerogelError(f"{rule}, got {text!r}; write --input 3,224,224")
-    channels, height, width = map(int, parts)
-    return channels, height, width
 
 
 def costed(model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:

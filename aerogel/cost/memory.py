@@ -85,12 +85,7 @@ def views(graph: Graph) -> set[int]:
 
 def absorbed_ops(graph: Graph) -> dict[int, int]:
     """{index of a batch norm or activation: index of the layer that a runtime computes it in}, in order."""
-    readers: dict[str, list[int]] = {}
-    maker: dict[str, int] = {}
-    for i, op in enumerate(graph.ops):
-        for name in op.inputs:
-            readers.setdefault(name, []).append(i)
-        maker |= dict.fromkeys(op.outputs, i)
+    readers, maker = graph.readers(), graph.makers()
     absorbed: dict[int, int] = {}
     for i, op in enumerate(graph.ops):
         if op.kind != "batch_norm" and op.kind not in ACTIVATIONS:

@@ -81,6 +81,18 @@ class Graph:
         values = {n: replace(v, shape=shapes[n]) if n in shapes else v for n, v in self.values.items()}
         return replace(self, values=values)
 
+    def readers(self) -> dict[str, list[int]]:
+        """{value: indices of the ops that read it}, in order."""
+        found: dict[str, list[int]] = {}
+        for i, op in enumerate(self.ops):
+            for name in op.inputs:
+                found.setdefault(name, []).append(i)
+        return found
+
+    def makers(self) -> dict[str, int]:
+        """{value: index of the op that makes it}; inputs and weights have none."""
+        return {name: i for i, op in enumerate(self.ops) for name in op.outputs}
+
     def last_use(self) -> dict[str, int]:
         """For each value, the index of the last op that reads it; outputs live to the end."""
         last = {name: i for i, op in enumerate(self.ops) for name in op.inputs}

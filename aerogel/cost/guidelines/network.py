@@ -152,12 +152,7 @@ class Network:
 def read(graph: Graph, device: Device, allowed: Callable[[str, Layer], bool]) -> Network:
     """Counts the graph, times every op by its roofline, and finds who feeds whom."""
     cost = count(graph)
-    readers: dict[str, list[int]] = {}
-    maker: dict[str, int] = {}
-    for i, op in enumerate(graph.ops):
-        for name in op.inputs:
-            readers.setdefault(name, []).append(i)
-        maker |= dict.fromkeys(op.outputs, i)
+    readers, maker = graph.readers(), graph.makers()
     products = {i: found for i, op in enumerate(graph.ops) if (found := product(graph, op)) is not None}
     work = {i for i, layer in enumerate(cost.layers) if layer.macs}
     fed: set[int] = set()
