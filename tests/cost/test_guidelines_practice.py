@@ -113,7 +113,8 @@ FAST = ("silu", "mish", "group_norm", "adaptive_max_pool2d", "cdist")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in SLOW.keys() | UNSUPPORTED]
+    "kind",
+    [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in sorted(SLOW.keys() | UNSUPPORTED)],
 )
 def test_the_tables_are_what_the_exporter_and_the_runtime_do(kind: str, tmp_path: Path) -> None:
     import onnx
