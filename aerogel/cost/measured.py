@@ -80,7 +80,8 @@ def by_layer(kernels: Iterable[tuple[str, float]], layers: Iterable[Layer]) -> d
     found: dict[str, float] = defaultdict(float)
     taken: dict[str, int] = defaultdict(int)
     for module, ms in kernels:
-        here = hosts.get(_nearest(module, hosts), [])
+        module = _nearest(module, hosts)
+        here = hosts.get(module, [])
         if here:
             found[here[min(taken[module], len(here) - 1)]] += ms
             taken[module] += 1

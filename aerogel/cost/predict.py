@@ -68,17 +68,32 @@ def family_of(one: Kernel) -> str:
 
 
 def operations(one: Kernel) -> int:
-    """Its MACs; for a kernel without any, the numbers it gives."""
-    numel = math.prod(one.outputs[0][1]) if one.outputs else 0
+    """Its MACs; for a kernel without any, its operations as `aerogel.cost.ops.ELEMENTWISE` counts them: none where
+    numbers only move."""
+    family = family_of(one)
+    if family == "move" or not one.outputs:
+        return 0
+    numel = math.prod(one.outputs[0][1])
     if one.op in ("Conv", "FusedConv"):
         return numel * math.prod(one.inputs[1][1][1:])
     if one.op == "ConvTranspose":
         return math.prod(one.inputs[0][1]) * math.prod(one.inputs[1][1][1:])
-    if one.op in _FAMILIES["matmul"]:
+    if family == "matmul":
         return numel * one.inputs[0][1][-1]
-    return numel
+    if family == "reduce" or one.op.startswith("Global"):
+        numel = math.prod(one.inputs[0][1])
+    elif family == "pool":
+        numel *= math.prod(next((a.ints for a in one.node.attribute if a.name == "kernel_shape"), ()))
+    return numel * _EACH.get(one.op, 1)
 
 
+_EACH = {
+    **dict.fromkeys(["Softmax", "LogSoftmax"], 5),
+    **dict.fromkeys(["LayerNormalization", "SkipLayerNormalization", "InstanceNormalization"], 7),
+    "BatchNormalization": 2,
+    **dict.fromkeys(["Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Pow", "Elu", "Mish",
+                     "Softplus", "Gelu", "BiasGelu", "QuickGelu", "FastGelu"], 4),
+}  # fmt: skip
 _FAMILIES = {
     "transposed": {"ConvTranspose"},
     "matmul": {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"},

@@ -59,13 +59,6 @@ class Runtime:
     unread: tuple[str, ...]  # nodes the profiler has no time for
     weight_bytes: int
 
-    def by_module(self) -> dict[str, float]:
-        """{module: milliseconds in place of the kernels in it}, in the order they run."""
-        found: dict[str, float] = defaultdict(float)
-        for kernel in self.kernels:
-            found[kernel.module] += kernel.ms
-        return dict(found)
-
 
 def read_runtime(path: Path, *, threads: int = 1, batch: int = 1, seconds: float = 0.5, seed: int = 0) -> Runtime:
     """Runs the file under ONNX Runtime's profiler for about `seconds`, and reads what it ran.
@@ -74,7 +67,9 @@ def read_runtime(path: Path, *, threads: int = 1, batch: int = 1, seconds: float
     """
     with tempfile.TemporaryDirectory() as folder, flushing_denormals():
         kept = Path(folder) / "optimised.onnx"
-        session = open_session(path, threads=threads, profile=Path(folder) / "profile", keep=kept)
+        open_session(path, threads=threads, keep=kept)
+        model = _named(kept)
+        session = open_session(kept, threads=threads, optimise=False, profile=Path(folder) / "profile")
         feeds = example_feeds(path, session, batch, np.random.default_rng(seed))
         try:
             for _ in range(WARM_UP):
@@ -87,11 +82,31 @@ def read_runtime(path: Path, *, threads: int = 1, batch: int = 1, seconds: float
             raise AerogelError(f"read_runtime: {path} does not run with batch {batch}: {one_line(error)}") from error
         profile = session.end_profiling()
         events = json.loads(Path(profile).read_text(encoding="utf-8"))
-        model = onnx.load(kept)
-    return _read(model, events)
+    return _read(model, events, _modules_of_outputs(path))
 
 
-def _read(model: onnx.ModelProto, events: list[dict[str, Any]]) -> Runtime:
+def _named(path: Path) -> onnx.ModelProto:
+    """The optimised file, every node of which has a name of its own: the runtime leaves some that it fused without."""
+    model = onnx.load(path)
+    seen: set[str] = set()
+    for i, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.name or node.op_type}_at_{i}"
+        seen.add(node.name)
+    path.write_bytes(model.SerializeToString())
+    return model
+
+
+def _modules_of_outputs(path: Path) -> dict[str, str]:
+    """{output of the network: the module that makes it}: outputs have public names, and the runtime names kernels after
+    what they make."""
+    graph = onnx.load(path).graph
+    public = {output.name for output in graph.output}
+    made = ((out, module_of(node.name)) for node in graph.node for out in node.output if out in public)
+    return {name: module for name, module in made if module is not None}
+
+
+def _read(model: onnx.ModelProto, events: list[dict[str, Any]], of_outputs: dict[str, str]) -> Runtime:
     times: dict[str, list[int]] = defaultdict(list)
     shapes: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -101,7 +116,7 @@ def _read(model: onnx.ModelProto, events: list[dict[str, Any]]) -> Runtime:
             shapes[name] = event["args"]
     nodes = {node.name: node for node in model.graph.node}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    modules = _modules(list(model.graph.node))
+    modules = _modules(list(model.graph.node), of_outputs)
     kernels = []
     for name, args in shapes.items():  # in the order they run
         if name in nodes:
@@ -147,9 +162,14 @@ def _typed(held: list[dict[str, list[int]]]) -> tuple[tuple[str, tuple[int, ...]
     return tuple((kind, tuple(shape)) for item in held for kind, shape in item.items())
 
 
-def _modules(nodes: list[onnx.NodeProto]) -> dict[str, str]:
+def _modules(nodes: list[onnx.NodeProto], of_outputs: dict[str, str]) -> dict[str, str]:
     """The module of each node; of one the runtime added, that of the node it serves: a reorder of an output belongs to
     what made it, any other to what reads it."""
+
+    def own(node: onnx.NodeProto) -> str | None:
+        found = module_of(node.name)
+        return of_outputs.get(node.name.removesuffix("_nchwc")) if found is None else found
+
     maker = {out: node for node in nodes for out in node.output}
     reader = {name: node for node in reversed(nodes) for name in node.input}
     found: dict[str, str] = {}
@@ -157,7 +177,7 @@ def _modules(nodes: list[onnx.NodeProto]) -> dict[str, str]:
         before = [maker[name] for name in node.input if name in maker]
         after = [reader[name] for name in node.output if name in reader]
         beside = before + after if node.op_type == "ReorderOutput" else after + before
-        named = (module_of(one.name) for one in (node, *beside))
+        named = (own(one) for one in (node, *beside))
         found[node.name] = next((module for module in named if module is not None), "")
     return found
 

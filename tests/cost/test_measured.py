@@ -39,6 +39,15 @@ def test_kernels_of_one_module_are_matched_in_order_and_the_rest_goes_to_the_las
     assert by_layer([("0", 1.0), ("0", 2.0), ("0", 4.0)], held) == {held[0].node: 1.0, held[1].node: 6.0}
 
 
+def test_modules_within_one_take_its_layers_in_turn() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sin().cumsum(1)
+
+    held = layers(nn.Sequential(Two()), 1, 8)
+    assert by_layer([("0.a", 1.0), ("0.b", 2.0)], held) == {held[0].node: 1.0, held[1].node: 2.0}
+
+
 def test_a_module_that_no_layer_is_in_gives_to_the_one_around_it() -> None:
     held = layers(nn.Sequential(nn.Linear(4, 4)), 1, 4)
     assert by_layer([("0.quantised.inner", 3.0)], held) == {held[0].node: 3.0}
