@@ -139,7 +139,7 @@ def _predicted(cost: Cost, device: Device | None) -> dict[str, float]:
 def _dearest(measure: str, cost: Cost, times: Mapping[str, float]) -> tuple[Layer | None, float]:
     """The layer that costs most of a measure, and how much; (None, 0) where no layer is known to cost any."""
     if measure == "peak":
-        at = next((layer for layer in cost.layers if layer.name == cost.peak_op), None)
+        at = next((layer for layer in cost.layers if layer.node == cost.peak_node), None)
         return at, float(cost.peak_bytes)
 
     def part(layer: Layer) -> float:

@@ -25,12 +25,13 @@ THIS = "this"
 FALLBACK = {"grouped": "conv", "transposed": "conv", "recurrent": "matmul", "pointwise": "conv", "matmul": "pointwise",
             "norm": "elementwise", "reduce": "elementwise", "pool": "elementwise", "move": "elementwise",
             "unknown": "elementwise"}  # fmt: skip
+NEEDED = frozenset({"conv", "depthwise", "elementwise"})  # no other family stands in for them
 
 
 class Device(BaseModel):
     """A device profile. Speeds are those of `threads` threads in float32."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     title: str
@@ -105,8 +106,12 @@ def read(path: Path) -> Device:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "profile"
         raise AerogelError(f"device: {path}: {entry}: {first['msg']}; see the profiles in {PROFILES}") from error
+    for family in found.gmacs:
+        if family not in FALLBACK.keys() | NEEDED:
+            known = nearest(family, FALLBACK.keys() | NEEDED)
+            raise AerogelError(f"device: {path}: gmacs.{family}: no family of kernels has that name; {known}")
     bad = [family for family, speed in found.gmacs.items() if not speed > 0]
-    lacking = {"conv", "depthwise", "elementwise"} - found.gmacs.keys()
+    lacking = NEEDED - found.gmacs.keys()
     if bad or lacking:
         what = f"gmacs.{bad[0]} must be above 0" if bad else f"gmacs.{sorted(lacking)[0]} is missing"
         raise AerogelError(f"device: {path}: {what}; give 10^9 operations a second")

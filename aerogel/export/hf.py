@@ -13,6 +13,7 @@ extra `hf` (transformers). Code that a configuration names is never run.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ from aerogel.imports import one_line
 PREFIX = "hf:"
 TOKENS = 128  # of text, where --input gives no other number
 META = torch.device("meta")
+# Entries that count parts of a network. Of others, -1 may mean the last one, or none.
+_COUNTED = re.compile(
+    r"(?!.*(?:window|chunk))(?:.*_)?"
+    r"(?:layers|n_layer|heads|n_head|experts|blocks|stages|depth|channels|size|dim|d_model|embeddings|positions)"
+)
 
 
 def open_hf(text: str) -> nn.Module:
@@ -105,27 +111,40 @@ def _config(transformers: Any, text: str, source: str, entries: dict[str, Any]) 
     The name of a type means the type, also where a folder has that name: write ./vit for the folder.
     """
     types = list(transformers.CONFIG_MAPPING.keys())
-    if source not in types and not (source and Path(source).expanduser().exists()):
+    path = None if source in types else _path(source)
+    if source not in types and path is None:
         raise AerogelError(
             f"model {text!r}: {source!r} is no model type of transformers {transformers.__version__}, "
             f"no folder and no file; {nearest(source, types)}"
         )
     try:
-        if source in types:
+        if path is None:
             config = transformers.AutoConfig.for_model(source)
             changed = transformers.AutoConfig.for_model(source, **entries)
         else:
-            path = str(Path(source).expanduser())
-            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
             changed = type(config)(**{**config.to_dict(), **entries})
     except Exception as error:
         raise AerogelError(f"model {text!r}: its configuration cannot be read: {one_line(error)}") from error
     properties = (name for name in dir(type(config)) if isinstance(getattr(type(config), name, None), property))
     known = {*config.to_dict(), *getattr(config, "attribute_map", {}), *properties}
-    for entry in entries:
+    for entry, value in entries.items():
         if entry not in known:
             raise AerogelError(f"model {text!r}: {config.model_type} has no entry {entry!r}; {nearest(entry, known)}")
+        usual = getattr(config, entry, None)
+        counts = _COUNTED.fullmatch(entry) and isinstance(usual, int) and usual > 0
+        if counts and isinstance(value, int) and value < 0:
+            raise AerogelError(f"model {text!r}: {entry} must be >= 0, got {value}; without it, it is {usual}")
     return changed
+
+
+def _path(source: str) -> Path | None:
+    """The file or folder of that name; None where there is none, or the text can name none."""
+    try:
+        path = Path(source).expanduser()
+        return path if source and path.exists() else None
+    except (OSError, RuntimeError):  # a name that is too long; ~ of a user who does not exist
+        return None
 
 
 def _builder(transformers: Any, text: str, config: Any, architecture: str | None) -> Callable[[Any], nn.Module]:

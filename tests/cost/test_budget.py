@@ -123,6 +123,18 @@ def test_access_and_peak_are_those_of_the_folded_view() -> None:
     assert access.layer_value == max(layer.access_bytes for layer in cost.layers)
 
 
+class Grow(nn.Module):
+    """Two ops of one module: the peak is reached in the second."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x + 1] * 3)
+
+
+def test_a_missed_peak_names_the_op_of_the_module_that_reaches_it() -> None:
+    (peak,) = judge(parse_budget("peak<=1B"), count(capture(nn.Sequential(Grow()), (torch.zeros(2, 3),))))
+    assert (peak.layer, peak.op) == ("0", "cat")
+
+
 def test_latency_is_predicted_on_a_device_unless_it_was_measured() -> None:
     cost = small()
     limits = parse_budget("latency<=1us")

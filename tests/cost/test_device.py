@@ -14,6 +14,7 @@ from aerogel.cost.roofline import kernel, roofline, total_ms
 from aerogel.errors import AerogelError
 from aerogel.graph import capture
 
+USUAL = {"conv": 1.0, "depthwise": 1.0, "elementwise": 1.0}
 FAMILIES = {"conv", "pointwise", "depthwise", "elementwise", *FALLBACK}
 
 
@@ -72,12 +73,27 @@ def test_a_file_that_is_no_profile_is_named(text: str, message: str, tmp_path: P
     [
         ({"conv": 1.0, "depthwise": 1.0}, "gmacs.elementwise is missing"),
         ({"conv": 0.0, "depthwise": 1.0, "elementwise": 1.0}, "gmacs.conv must be above 0"),
+        (USUAL | {"depthwize": 2.0}, r"gmacs\.depthwize: no family of kernels has that name; did you mean depthwise"),
     ],
 )
 def test_speeds_are_checked(gmacs: dict[str, float], message: str, tmp_path: Path) -> None:
     write(made(gmacs=gmacs), tmp_path / "it.toml")
     with pytest.raises(AerogelError, match=message):
         read(tmp_path / "it.toml")
+
+
+@pytest.mark.parametrize("entry", ["memory_gb_s", "cache_gb_s", "overhead_us", "gmacs.conv", "kernel_us"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_profile_holds_finite_numbers(entry: str, value: str, tmp_path: Path) -> None:
+    changes = {"gmacs": USUAL | {"conv": float(value)}} if entry == "gmacs.conv" else {entry: float(value)}
+    write(made().model_copy(update=changes), tmp_path / "it.toml")
+    with pytest.raises(AerogelError, match=rf"it\.toml: {entry}: .*finite number.*; see the profiles"):
+        read(tmp_path / "it.toml")
+
+
+def test_every_family_that_another_stands_in_for_may_have_a_speed(tmp_path: Path) -> None:
+    write(made(gmacs=dict.fromkeys(FAMILIES, 1.0)), tmp_path / "it.toml")
+    assert read(tmp_path / "it.toml").gmacs.keys() == FAMILIES
 
 
 def test_an_unknown_name_has_its_neighbour_named() -> None:

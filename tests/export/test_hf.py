@@ -68,6 +68,11 @@ def test_a_folder_a_file_and_entries_on_top(folder: Path) -> None:
     assert (len(model.bert.encoder.layer), model.classifier.out_features) == (1, 7)
 
 
+def test_an_entry_that_counts_nothing_may_be_negative() -> None:
+    assert opened("hf:bert:num_hidden_layers=1,pad_token_id=-1").model.config.pad_token_id == -1  # type: ignore[union-attr]
+    assert not list(opened("hf:bert:num_hidden_layers=0").model.encoder.layer)  # type: ignore[union-attr,operator]
+
+
 def test_a_files_own_architecture_is_built(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(TINY | {"architectures": ["BertForMaskedLM"]}))
     assert type(opened(f"hf:{folder}").model).__name__ == "BertForMaskedLM"
@@ -127,7 +132,12 @@ def test_inputs_of_the_other_forms() -> None:
         ("hf:vit:hiden_size=3", r"^model .*: vit has no entry 'hiden_size'; did you mean hidden_size"),
         ("hf:vit:to_dict=3", r"^model .*: vit has no entry 'to_dict'; "),
         ("hf:vit:hidden_size", r"'hidden_size' is not KEY=VALUE$"),
-        ("hf:vit:hidden_size=-4", r"^model 'hf:vit:hidden_size=-4' cannot be built: .*; change that entry$"),
+        ("hf:vit:hidden_size=0", r"^model 'hf:vit:hidden_size=0' cannot be built: .*; change that entry$"),
+        ("hf:vit:hidden_size=-4", r": hidden_size must be >= 0, got -4; without it, it is 768$"),
+        ("hf:bert:num_hidden_layers=-1", r": num_hidden_layers must be >= 0, got -1; without it, it is 12$"),
+        ("hf:gpt2:num_hidden_layers=-1", r": num_hidden_layers must be >= 0, got -1; "),
+        ("hf:~nosuchuser/x", r": '~nosuchuser/x' is no model type of .*, no folder and no file; "),
+        ("hf:" + 300 * "x", r" is no model type of .*, no folder and no file; "),
         ("hf:vit:hidden_size=many", r"^model 'hf:vit:hidden_size=many'"),
         ("hf:vit:architecture=ViTForEverything", r"has no network 'ViTForEverything'$"),
         ("hf:upernet", r"^model .*: upernet has no base model; add architecture=..., known: UperNetForSemanticSegment"),

@@ -1,9 +1,9 @@
 """What a user takes out of a rule, and the share of the time at which a rule fails a check.
 
 "G2:features.stage2.*" names modules as a shell names files. A comment `# aerogel: allow G2, P1` stands on the line of a
-forward that calls the op. The captured graph knows that line as "net.py:12", without its folder, so it is looked up
-among the files of the imported modules. Where several have that name and not the same comment there, that is refused:
-use a pattern instead.
+forward that calls the op; after the rules, commas between them, other words may follow. The captured graph knows that
+line as "net.py:12", without its folder, so it is looked up among the files of the imported modules. Where several have
+that name and not the same comment there, that is refused: use a pattern instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aerogel.errors import AerogelError, nearest
 from aerogel.graph import Graph
 from aerogel.imports import one_line
 
-COMMENT = re.compile(r"#\s*aerogel:\s*allow\s+([\w,\s-]+)")
+COMMENT = re.compile(r"#\s*aerogel:\s*allow\s+([\w-]+(?:\s*,\s*[A-Za-z]\d[\w-]*)*)")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _comments(sources: set[str]) -> dict[str, frozenset[str]]:
                 f"lint: {len(files[name])} imported files are called {name}, and what they allow in line {line} "
                 "differs; write --allow RULE:MODULES"
             )
-        words = re.split(r"[,\s]+", next(iter(texts), ""))
+        words = [word.strip() for word in next(iter(texts), "").split(",")]
         found[source] = frozenset(rule_named(word, f"the comment at {source}") for word in words if word)
     return found
 
@@ -89,7 +89,7 @@ def _comment(path: Path, line: int) -> str:
     """The rules that a line's comment allows, as written; "" where there is none."""
     linecache.checkcache(str(path))
     match = COMMENT.search(linecache.getline(str(path), line))
-    return match[1].strip() if match else ""
+    return match[1] if match else ""
 
 
 class Settings(BaseModel):
