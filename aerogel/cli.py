@@ -109,19 +109,22 @@ def cost(
     from aerogel.report.cost_text import verdict_line
     from aerogel.report.costing import within_budget
 
+    options: dict[str, Any] = {"weights": weights, "input": input, "by": by, "depth": depth, "device": device,
+                               "measure": measure, "against": against, "budget": budget, "csv": csv,
+                               "markdown": markdown, "html": html, "trust": trust}  # fmt: skip
     threads = 1 if threads is None else threads
     if calibrate:
-        if model is not None:
-            raise AerogelError(f"--calibrate measures this machine, not a network; leave out {model!r}")
+        given = [repr(model)] if model is not None else []
+        given += [f"--{name}" for name, value in options.items() if value is not None and value is not False]
+        if given:
+            rule = "--calibrate measures this machine, not a network, and goes with --threads and --json alone"
+            raise AerogelError(f"{rule}; leave out {' and '.join(given)}")
         profile = run_calibration(threads, lambda text: console(json).say("calibrate", text))
         emit(profile.model_dump(), f"{profile.title}: kept for --device this; {profile.source}", json)
         return
     if model is None:
         raise AerogelError("cost needs a MODEL (aerogel cost lenet5), or --calibrate to measure this machine")
-    found, text = run(Asked(model=model, weights=weights, input=input, by=by, depth=depth, device=device,
-                            measure=measure, threads=threads, against=against, budget=budget, csv=csv,
-                            markdown=markdown, html=html, trust=trust,
-                            json=json))  # fmt: skip
+    found, text = run(Asked(model=model, threads=threads, json=json, **options))
     if json or csv == "-":  # stdout is for the machine: say on stderr what is missed
         for verdict in found.get("budget", []):
             if not verdict["met"]:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import aerogel as ag
-from aerogel.cost.device import this_path, write
+from aerogel.cost.device import Device, this_path, write
 from aerogel.cost.kernels import machine
+from aerogel.report.cost_text import as_text
 
 Aerogel = Callable[..., Any]
 
@@ -35,6 +36,9 @@ class Inverse(nn.Module):
 def unknown():
     return Inverse()
 """
+
+
+SMALL_BERT = "hf:bert:num_hidden_layers=1,hidden_size=16,num_attention_heads=2,intermediate_size=32,vocab_size=50"
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +151,8 @@ WRONG = [
     (["--against", "lenet6"], r"model 'lenet6' is no net and no folder; did you mean lenet5"),
     (["--json", "--markdown"], r"only one of them can go to stdout: --json and --markdown; write a file"),
     (["--json", "--csv", "-"], r"only one of them can go to stdout: --json and --csv -"),
+    (["--csv", "./page.html", "--html", "page.html"], r"--html and --csv must be two files, both are \./page\.html;"),
+    (["--threads", "0"], r"cost: --threads must be >= 1, got 0; write --threads 1"),
     (["--csv", "net.py"], r"cost: net\.py exists and is never overwritten"),
     (["--html", "no/cost.html"], r"cost: there is no folder no for cost\.html; make it first"),
     (["--device", "raspberry"], r"device: no profile is called 'raspberry'; did you mean raspberry_pi_4"),
@@ -188,9 +194,16 @@ def test_a_measured_budget_says_so(aerogel: Aerogel) -> None:
     assert re.search(r"budget latency<=1us missed: .*\(measured\); the most in \S+ \(\w+\)", outcome.out)
 
 
-def test_this_machine_predicts_from_its_kernels(aerogel: Aerogel, work: Path) -> None:
-    profile = ag.cost.device("raspberry_pi_4").model_copy(update={"name": "this", "source": machine(1), "threads": 1})
+def calibrated(**changes: object) -> Device:
+    """A profile of this machine that nobody measured, kept as the measured one is."""
+    held = {"name": "this", "source": machine(1), "threads": 1}
+    profile = ag.cost.device("raspberry_pi_4").model_copy(update=held | changes)
     write(profile, this_path())
+    return profile
+
+
+def test_this_machine_predicts_from_its_kernels(aerogel: Aerogel, work: Path) -> None:
+    profile = calibrated()
     found = json.loads(aerogel("cost", "lenet5", "--device", "this", "--json").out)
     assert found["prediction"]["kernels"] > 3
     assert found["prediction"]["estimated"] == {}
@@ -209,7 +222,11 @@ def test_this_machine_predicts_from_its_kernels(aerogel: Aerogel, work: Path) ->
     ("words", "message"),
     [
         ((), "cost needs a MODEL"),
-        (("lenet5", "--calibrate"), "--calibrate measures this machine"),
+        (("lenet5", "--calibrate"), "--calibrate measures this machine, not a network, and goes with --threads and --"),
+        (("--calibrate", "--budget", "macs<=1M"), "with --threads and --json alone; leave out --budget"),
+        (("--calibrate", "--depth", "0", "--trust"), "with --threads and --json alone; leave out --depth and --trust"),
+        ((SMALL_BERT, "--measure"), f"--measure: {SMALL_BERT} has no weights to run; write a factory that makes them"),
+        (("lenet5", "--against", SMALL_BERT, "--measure"), f"--measure: {SMALL_BERT} has no weights to run; write a"),
         (("--calibrate", "--threads", "0"), "threads must be >= 1, got 0"),
         (("lenet5", "--device", "this"), "has not been measured; run `aerogel cost --calibrate`"),
         (("lenet5", "--budget", "latency<=1ms"), "name a device with --device, or measure it with --measure"),
@@ -221,3 +238,56 @@ def test_what_this_machine_cannot_tell_is_refused(words: tuple[str, ...], messag
     assert (outcome.code, outcome.out) == (1, "")
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+WIDE = ("cost", "net.py:narrow", "--against", "net.py:wide", "--input", "1,28,28")
+
+
+def test_this_machine_predicts_both_networks_by_their_kernels(aerogel: Aerogel) -> None:
+    calibrated(run_us=2e6)
+    found = json.loads(aerogel(*WIDE, "--device", "this", "--json").out)
+    against = found["against"]
+    assert found["roofline_because"] is None
+    assert min(found["prediction"]["kernels"], against["prediction"]["kernels"]) >= 2
+    assert against["totals"]["ms"]["after"] == found["predicted_ms"]
+    for side, total, left in (
+        ("before", against["totals"]["ms"]["before"], against["unplaced_ms"]),
+        ("after", found["predicted_ms"], found["unplaced_ms"]),
+    ):
+        rows = sum(layer[f"ms_{side}"] for layer in against["layers"])
+        assert rows > 0
+        assert left >= 2000
+        assert rows + left == pytest.approx(total)
+    assert against["measured"] is None
+    out = as_text(found)
+    assert out.count(" stand in no row: what a run costs beside its kernels, and kernels that no layer takes") == 2
+    assert "\nnet.py:wide: predicted from " in out
+
+
+def test_where_one_has_no_weights_the_roofline_predicts_both(aerogel: Aerogel) -> None:
+    profile = calibrated()
+    for words in (("lenet5", "--against", SMALL_BERT), (SMALL_BERT, "--against", "lenet5"), (SMALL_BERT,)):
+        found = json.loads(aerogel("cost", *words, "--device", "this", "--json").out)
+        assert (found["prediction"], found["unplaced_ms"]) == (None, 0)
+        assert found["roofline_because"] == f"{SMALL_BERT} has no weights to run"
+        assert found["predicted_ms"] == pytest.approx(sum(layer["ms"] for layer in found["layers"]))
+        if len(words) > 1:
+            assert found["against"]["totals"]["ms"]["after"] == pytest.approx(found["predicted_ms"])
+            assert found["against"]["prediction"] is None
+    out = aerogel("cost", SMALL_BERT, "--device", "this").out
+    assert f"predicted by the roofline, not by kernels: {SMALL_BERT} has no weights to run" in out
+    write(profile.model_copy(update={"source": "another machine"}), this_path())
+    assert "was measured on another machine" in aerogel("cost", SMALL_BERT, "--device", "this").err
+
+
+def test_two_networks_are_measured_in_turns(aerogel: Aerogel) -> None:
+    found = json.loads(aerogel(*WIDE, "--measure", "--json").out)
+    measured = found["against"]["measured"]
+    assert measured.keys() == {"before_ms", "after_ms", "ratio", "low", "high"}
+    assert 0 < measured["low"] <= measured["ratio"] <= measured["high"]
+    assert measured["after_ms"] == found["latency"]["median_ms"] > 0
+    assert measured["before_ms"] != measured["after_ms"]
+    assert any(layer["measured_ms"] for layer in found["layers"])
+    assert "ms" not in found["against"]["totals"]
+    said = r"\nmeasured: x\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\] of net\.py:wide, timed in turns\n"
+    assert re.search(said, as_text(found))

@@ -11,7 +11,7 @@ is left of the MACs (MACs / 4, time not even / 2).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal, NamedTuple
@@ -58,23 +58,45 @@ class Pair:
         """Of macs, flops, params or access_bytes; nothing for a side that is not there."""
         return Amount(*(getattr(side, measure) if side else 0 for side in (self.before, self.after)))
 
-    def ms(self, device: Device) -> Amount:
-        return Amount(*(roofline(side.host, device).ms if side else 0.0 for side in (self.before, self.after)))
+    def ms(self, before: Times, after: Times) -> Amount:
+        sides = ((self.before, before), (self.after, after))
+        return Amount(*(times.layers.get(side.host.node, 0.0) if side else 0.0 for side, times in sides))
+
+
+class Times(NamedTuple):
+    """Predicted milliseconds of a network: of the whole, and by the node of each layer that is run."""
+
+    ms: float
+    layers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
     pairs: tuple[Pair, ...]  # in the new network's order; what was removed stands where it stood
-    totals: dict[str, Amount]  # by measure; "ms" on the device, where there is one
+    ms: tuple[Amount, ...] | None  # of each pair, where the time is known
+    totals: dict[str, Amount]  # by measure; "ms" where the time is known
     text: str  # what it means, in words
 
 
-def compare(before: Cost, after: Cost, device: Device | None = None) -> Comparison:
-    """The network `after` against `before`, on a device when one is given."""
+def compare(
+    before: Cost, after: Cost, device: Device | None = None, times: tuple[Times, Times] | None = None
+) -> Comparison:
+    """The network `after` against `before`, on a device when one is given.
+
+    times: of both, predicted in the same way; without them the device's roofline says them.
+    """
+    if device is not None and times is None:
+        times = _by_roofline(before, device), _by_roofline(after, device)
     totals = {name: Amount(getattr(before, name), getattr(after, name)) for name in TOTALS}
-    if device is not None:
-        totals["ms"] = Amount(total_ms(before.layers, device), total_ms(after.layers, device))
-    return Comparison(match(fused(before.layers), fused(after.layers)), totals, in_words(totals, device))
+    pairs = match(fused(before.layers), fused(after.layers))
+    if times is not None:
+        totals["ms"] = Amount(times[0].ms, times[1].ms)
+    of_pairs = tuple(pair.ms(*times) for pair in pairs) if times is not None else None
+    return Comparison(pairs, of_pairs, totals, in_words(totals, device))
+
+
+def _by_roofline(cost: Cost, device: Device) -> Times:
+    return Times(total_ms(cost.layers, device), {layer.node: roofline(layer, device).ms for layer in cost.layers})
 
 
 def match(before: Sequence[Fused], after: Sequence[Fused]) -> tuple[Pair, ...]:
@@ -103,7 +125,8 @@ def match(before: Sequence[Fused], after: Sequence[Fused]) -> tuple[Pair, ...]:
 
 def in_words(totals: dict[str, Amount], device: Device | None = None) -> str:
     """One or two sentences about MACs, access and predicted time: whether the saving is a real one."""
-    names = {"macs": "MACs", "access_bytes": "access", "ms": f"predicted time on {device.name}" if device else ""}
+    on = f" on {device.name}" if device else ""
+    names = {"macs": "MACs", "access_bytes": "access", "ms": f"predicted time{on}"}
     left = {name: totals[name].ratio for name in names if name in totals}
     macs = left.pop("macs")
     others = {name: ratio for name, ratio in left.items() if ratio is not None}

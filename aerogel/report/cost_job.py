@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from aerogel.cost import Cost, Device, count, device
-from aerogel.cost.against import compare
+from aerogel.cost.against import Times, compare
 from aerogel.cost.budget import Limit, judge, parse_budget
-from aerogel.cost.device import THIS, this_path
+from aerogel.cost.device import this_path
 from aerogel.cost.device import write as write_device
+from aerogel.cost.measured import OnThisMachine
 from aerogel.cost.verify import verified
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import example_inputs, open_model
@@ -23,6 +24,7 @@ from aerogel.graph import Graph, capture
 from aerogel.report import cost_page
 from aerogel.report.cost_text import as_csv_text, as_markdown_text, as_text
 from aerogel.report.costing import BY, budgeted, compared, cost_report
+from aerogel.report.here import ask
 
 STDOUT = "-"
 
@@ -60,23 +62,18 @@ def run(asked: Asked) -> tuple[dict[str, Any], str]:
         rule = "nothing tells the latency; name a device with --device, or measure it with --measure"
         raise AerogelError(f"--budget {asked.budget}: {rule}")
     network = counted(asked.model, asked.input, asked.weights, asked.trust)
-    here = _here(asked, network, profile)
-    latency = here.latency if here else None
-    report = cost_report(
-        asked.model,
-        network.graph,
-        network.cost,
-        device=profile,
-        latency=asdict(latency) if latency else None,
-        layers_ms=here.measured_ms if here else None,
-        predicted=here.prediction if here else None,
-        predicted_layers=here.predicted_ms if here else None,
-    )
-    if asked.against is not None:
-        report["against"] = _against(asked, network.cost, profile)
+    other = counted(asked.against, asked.input, None, asked.trust) if asked.against is not None else None
+    found = ask(asked, profile, network, other)
+    here, why = found.network, found.roofline_because
+    report = _report(asked.model, network, profile, here, why)
+    if asked.against is not None and other is not None:
+        before, after = _times(found.other), _times(here)
+        both = (before, after) if before and after else None
+        comparison = compare(other.cost, network.cost, profile, both)
+        report["against"] = compared(_report(asked.against, other, profile, found.other, why), comparison, found.ratio)
     if limits:
         times = (here.measured_ms or here.predicted_ms) if here else None
-        measured_ms = latency.median_ms if latency else None
+        measured_ms = here.latency.median_ms if here and here.latency else None
         predicted_ms = here.prediction.ms if here and here.prediction else None
         report["budget"] = budgeted(judge(limits, network.cost, profile, measured_ms, times, predicted_ms))
     return report, _written(asked, report)
@@ -110,34 +107,6 @@ def counted(model: str, input: str | None, weights: str | None, trust: bool) -> 
     return Counted(graph, verified(count(graph), opened.model, args, kwargs), opened.model, args, kwargs)
 
 
-def _here(asked: Asked, network: Counted, profile: Device | None) -> Any:
-    """The exported file on this machine, measured with --measure, predicted with --device this; None for neither."""
-    this = profile if profile is not None and profile.name == THIS else None
-    without = any(tensor.is_meta for tensor in network.model.parameters())
-    if without and asked.measure:
-        raise AerogelError(f"--measure: {asked.model} has no weights to run; write a factory that makes them")
-    if without or not (asked.measure or this):
-        return None
-    from aerogel.cost.kernels import machine
-    from aerogel.cost.measured import on_this_machine
-
-    if this is not None and this.source != machine(this.threads):
-        now = machine(this.threads)
-        raise AerogelError(
-            f"--device this was measured on {this.source}, this is {now}; run `aerogel cost --calibrate` again"
-        )
-    if this is not None and asked.measure and this.threads != asked.threads:
-        raise AerogelError(
-            f"--device this was measured with {this.threads} threads, --threads is {asked.threads}; "
-            f"run `aerogel cost --calibrate --threads {asked.threads}`"
-        )
-    threads = this.threads if this is not None else asked.threads
-    return on_this_machine(
-        network.model, network.args, network.kwargs, network.cost.layers,
-        device=this, timed=asked.measure, threads=threads,
-    )  # fmt: skip
-
-
 def _check(asked: Asked) -> tuple[Limit, ...]:
     """The limits. Raises AerogelError for what does not go together, before a model is opened."""
     if asked.by is not None and asked.by not in BY:
@@ -147,11 +116,16 @@ def _check(asked: Asked) -> tuple[Limit, ...]:
         raise AerogelError(f"--depth {rule}, got --depth {asked.depth} --by {asked.grouping}; write --by module")
     if asked.against is not None and asked.grouping != "layer":
         raise AerogelError(f"--against compares layer by layer, got --by {asked.grouping}; leave out --by and --depth")
+    if asked.threads < 1:
+        raise AerogelError(f"cost: --threads must be >= 1, got {asked.threads}; write --threads 1")
     on_stdout = {"--json": asked.json, "--markdown": asked.markdown, "--csv -": asked.csv == STDOUT}
     several = [name for name, wanted in on_stdout.items() if wanted]
     if len(several) > 1:
         raise AerogelError(f"only one of them can go to stdout: {' and '.join(several)}; write a file with --csv FILE")
-    for path in (asked.html, Path(asked.csv) if asked.csv not in (None, STDOUT) else None):
+    csv = Path(asked.csv) if asked.csv is not None and asked.csv != STDOUT else None
+    if csv is not None and asked.html is not None and csv.resolve() == asked.html.resolve():
+        raise AerogelError(f"--html and --csv must be two files, both are {asked.csv}; give one another name")
+    for path in (asked.html, csv):
         if path is not None:
             refuse_existing(path, "cost")
             if not path.parent.is_dir():
@@ -159,11 +133,27 @@ def _check(asked: Asked) -> tuple[Limit, ...]:
     return parse_budget(asked.budget) if asked.budget is not None else ()
 
 
-def _against(asked: Asked, found: Cost, profile: Device | None) -> dict[str, Any]:
-    assert asked.against is not None
-    before = counted(asked.against, asked.input, None, asked.trust)
-    other = cost_report(asked.against, before.graph, before.cost)
-    return compared(other, compare(before.cost, found, profile), profile)
+def _report(
+    model: str, network: Counted, profile: Device | None, here: OnThisMachine | None, roofline_because: str | None
+) -> dict[str, Any]:
+    return cost_report(
+        model,
+        network.graph,
+        network.cost,
+        device=profile,
+        latency=asdict(here.latency) if here and here.latency else None,
+        layers_ms=here.measured_ms if here else None,
+        predicted=here.prediction if here else None,
+        predicted_layers=here.predicted_ms if here else None,
+        roofline_because=roofline_because,
+    )
+
+
+def _times(here: OnThisMachine | None) -> Times | None:
+    """By kernels, where they were asked."""
+    if here is None or here.prediction is None or here.predicted_ms is None:
+        return None
+    return Times(here.prediction.ms, here.predicted_ms)
 
 
 def _written(asked: Asked, report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from aerogel.report.costing import grouped
 from aerogel.report.sheet import Column, Sheet, as_csv, as_lines, as_markdown, code
 from aerogel.report.terminal import digits, human
 
+NOTABLE = 0.01  # of the predicted time: what no row has is told above it
 UNITS = {"macs": "count", "flops": "count", "params": "count", "access": "bytes", "peak": "bytes", "latency": "ms"}
 TOTALS = {"macs": ("MACs", "count"), "flops": ("FLOPs", "count"), "params": ("params", "count"),
           "access_bytes": ("access", "bytes"), "peak_bytes": ("peak", "bytes"), "ms": ("predicted", "ms")}  # fmt: skip
@@ -102,6 +103,10 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     if "against" in report:
         other = report["against"]
         lines.append(f"against {other['model']}: {other['text']}".removesuffix(": "))
+        if other["measured"]:
+            ratio, low, high = (f"{other['measured'][key]:.2f}" for key in ("ratio", "low", "high"))
+            lines.append(f"measured: x{ratio} [{low}, {high}] of {other['model']}, timed in turns")
+        lines += [f"{other['model']}: {line}" for line in _kernels(other, other["totals"].get("ms", {}).get("before"))]
         lines += [f"{other['model']}: {line}" for line in _uncounted(other)]
         lines += [f"{other['model']}: NOT verified by a second count"] * (other["verified"] is False)
         if other["input"] != report["input"]:
@@ -155,16 +160,27 @@ def _times(report: Mapping[str, Any]) -> list[str]:
         shares = ", ".join(f"{100 * ms / total:.0f} % {bound}" for bound, ms in held.items() if total and ms)
         kind = f"{device['title']}; {device['kind']}, {device['threads']} thread{'s' * (device['threads'] > 1)}"
         lines.append(f"predicted {digits(total)} ms on {device['name']} ({kind}), bound by: {shares or 'nothing'}")
-        if report["prediction"]:
-            number, estimated = report["prediction"]["kernels"], report["prediction"]["estimated"]
-            rest = ", ".join(f"{count} {op}" for op, count in estimated.items())
-            lines.append(
-                f"predicted from {number} kernels, each measured" + (f"; but for {rest}: roofline" * bool(rest))
-            )
+        lines += _kernels(report, total)
+        if report["roofline_because"]:
+            lines.append(f"predicted by the roofline, not by kernels: {report['roofline_because']}")
     if latency:
         text = Latency(**latency).describe()
         busy = f"; NOISY, the load was {latency['load']:.1f}: repeat it on a quiet machine" * latency["noisy"]
         lines.append(f"measured {text}, {latency['runtime']}, {latency['cpu']}{busy}")
+    return lines
+
+
+def _kernels(report: Mapping[str, Any], total_ms: float | None) -> list[str]:
+    """How a time was predicted from kernels, and what of it is in no row."""
+    if not report["prediction"]:
+        return []
+    number, estimated = report["prediction"]["kernels"], report["prediction"]["estimated"]
+    rest = ", ".join(f"{count} {op}" for op, count in estimated.items())
+    lines = [f"predicted from {number} kernels, each measured" + f"; but for {rest}: roofline" * bool(rest)]
+    left = report["unplaced_ms"]
+    if total_ms and left > NOTABLE * total_ms:
+        share = f"{digits(left)} ms ({100 * left / total_ms:.0f} %)"
+        lines.append(f"{share} stand in no row: what a run costs beside its kernels, and kernels that no layer takes")
     return lines
 
 

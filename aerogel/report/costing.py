@@ -3,8 +3,9 @@
 Always there: model, input, inputs, batch, dtype, the totals of `aerogel.cost.Cost`, intensity, layers (one an op, as
 they run), uncounted ([{"op", "modules"}]), convention, environment. None until somebody knows it: device,
 predicted_ms, a layer's ms and bound (by the roofline; on this machine ms from its measured kernels, and prediction says
-how many there were), latency and a layer's measured_ms (of the exported file), verified. There when asked for: against,
-budget.
+how many there were, or roofline_because why they were not asked), unplaced_ms (of predicted_ms, what no layer has),
+latency and a layer's measured_ms (of the exported file), verified. There when asked for: against (its measured: both
+exported files timed in turns), budget.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from importlib.metadata import version
 from typing import Any
 
 import aerogel
-from aerogel.cost.against import Comparison, Pair
+from aerogel.cost.against import Amount, Comparison, Pair
 from aerogel.cost.budget import Verdict
 from aerogel.cost.count import Cost, Layer
 from aerogel.cost.device import Device
+from aerogel.cost.latency import Ratio
 from aerogel.cost.predict import Prediction
 from aerogel.cost.roofline import roofline
 from aerogel.graph import Graph
@@ -48,17 +50,21 @@ def cost_report(
     layers_ms: Mapping[str, float] | None = None,
     predicted: Prediction | None = None,
     predicted_layers: Mapping[str, float] | None = None,
+    roofline_because: str | None = None,
 ) -> dict[str, Any]:
     """What a captured network costs.
 
     latency: measured on its exported file; layers_ms: the same by layer's node. predicted, predicted_layers: from this
-    machine's kernels, likewise; else times are the roofline's on the device.
+    machine's kernels, likewise; else times are the roofline's on the device, roofline_because of what where kernels
+    were asked for.
     """
     inputs = [graph.values[name] for name in graph.inputs]
     layers = [_layer(layer, device, layers_ms or {}, predicted_layers) for layer in found.layers]
     totals = asdict(replace(found, layers=(), uncounted={}, verified=None))
     verified = found.verified
     shape = list(inputs[0].shape) if inputs else []
+    placed_ms = sum(layer["ms"] for layer in layers) if device else None
+    predicted_ms = predicted.ms if predicted else placed_ms
     report = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -74,8 +80,12 @@ def cost_report(
         "verified": verified.agrees if verified else None,
         "verification": asdict(verified) if verified else None,
         "device": device.model_dump() if device else None,
-        "predicted_ms": predicted.ms if predicted else sum(layer["ms"] for layer in layers) if device else None,
+        "predicted_ms": predicted_ms,
+        "unplaced_ms": max(0.0, predicted_ms - placed_ms)
+        if predicted_ms is not None and placed_ms is not None
+        else None,
         "prediction": {"kernels": predicted.kernels, "estimated": predicted.estimated} if predicted else None,
+        "roofline_because": roofline_because,
         "latency": dict(latency) if latency else None,
         "convention": CONVENTION,
         "environment": {"aerogel": aerogel.__version__, "torch": version("torch"), "python": platform.python_version()},
@@ -90,7 +100,7 @@ def json_types(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(report: Mapping[str, Any], by: str = "layer", depth: int | None = None) -> list[Row]:
-    """Rows whose params, macs, flops, access_bytes and ms add up to the network's.
+    """Rows whose params, macs, flops and access_bytes add up to the network's, and ms to predicted_ms less unplaced_ms.
 
     By layer: a row for each one that a runtime runs, with what is fused into it. By module (of the first `depth` parts
     of its path): in the order they first run. By op and by family: dearest first.
@@ -122,14 +132,25 @@ def cropped(module: str, depth: int | None) -> str:
     return ".".join(module.split(".")[:depth]) or ITSELF
 
 
-def compared(other: Mapping[str, Any], found: Comparison, device: Device | None) -> dict[str, Any]:
-    """The report's `against`: this network's ("after") layers and totals beside those of the `other` ("before")."""
+def compared(other: Mapping[str, Any], found: Comparison, measured: Ratio | None = None) -> dict[str, Any]:
+    """The report's `against`: this network's ("after") layers and totals beside those of the `other` ("before").
+
+    measured: the time of this one's exported file over that of the other's.
+    """
+    kept = ("model", "input", "dtype", "uncounted", "verified", "prediction", "unplaced_ms")
     return {
-        **{key: other[key] for key in ("model", "input", "dtype", "uncounted", "verified")},
+        **{key: other[key] for key in kept},
         "totals": {name: amount._asdict() | {"ratio": amount.ratio} for name, amount in found.totals.items()},
         "text": found.text,
-        "layers": [_pair(pair, device) for pair in found.pairs],
+        "layers": [_pair(pair, found.ms[i] if found.ms else None) for i, pair in enumerate(found.pairs)],
+        "measured": _in_turns(measured) if measured else None,
     }
+
+
+def _in_turns(measured: Ratio) -> dict[str, float]:
+    held = measured.ratio
+    times = {"before_ms": measured.a.median_ms, "after_ms": measured.b.median_ms}
+    return times | {"ratio": held.value, "low": held.low, "high": held.high}
 
 
 def budgeted(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
@@ -184,13 +205,13 @@ def _sum(values: Iterable[Any]) -> Any:
     return sum(known) if known else None
 
 
-def _pair(pair: Pair, device: Device | None) -> dict[str, Any]:
+def _pair(pair: Pair, ms: Amount | None) -> dict[str, Any]:
     layer = pair.after or pair.before
     assert layer is not None
     found: dict[str, Any] = {"status": pair.status, "name": layer.name, "op": layer.op}
     found |= {"name_before": pair.before.name, "op_before": pair.before.op} if pair.before else {}
     amounts = {measure: pair.amount(measure) for measure in ("params", "macs", "access_bytes")}
-    amounts |= {"ms": pair.ms(device)} if device else {}
+    amounts |= {"ms": ms} if ms else {}
     for measure, amount in amounts.items():
         found[f"{measure}_before"] = amount.before if pair.before else None
         found[f"{measure}_after"] = amount.after if pair.after else None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aerogel.cost import Cost, Layer, count, device
-from aerogel.cost.against import Amount, compare, in_words, match
+from aerogel.cost.against import Amount, Times, compare, in_words, match
 from aerogel.cost.fused import Fused, fused
 from aerogel.graph import capture
 from aerogel.nets import build
@@ -109,6 +109,21 @@ def test_groups_that_save_macs_on_paper_only_are_told() -> None:
     found = compare(zoo("shufflenet_v1", groups=1), zoo("shufflenet_v1", groups=8), PI)
     # the same MACs at more channels is what groups are for; the bytes and the time are the price (guideline G2)
     assert re.search(r"Dearer than the MACs tell: access and predicted time on raspberry_pi_4\.", found.text)
+
+
+def test_times_that_are_known_better_stand_for_the_roofline_s() -> None:
+    before = cost_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 1, 4)
+    after = cost_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), 1, 4)
+    first, last = (layer.node for layer in before.layers if layer.op == "linear")
+    times = Times(9.0, {first: 5.0, last: 3.0}), Times(3.0, {after.layers[0].node: 2.0})
+    found = compare(before, after, PI, times)
+    assert found.ms == ((5.0, 2.0), (3.0, 0.0))
+    assert found.totals["ms"] == (9.0, 3.0)
+    assert "predicted time on raspberry_pi_4 x0.33" in found.text
+    by_roofline = compare(before, after, PI)
+    assert by_roofline.ms is not None
+    assert sum(amount.before for amount in by_roofline.ms) == pytest.approx(by_roofline.totals["ms"].before)
+    assert compare(before, after).ms is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def full() -> dict[str, Any]:
     found = count(graphs[0])
     report = cost_report("lenet5", graphs[0], found, device=PI)
     other = cost_report("other", graphs[1], found)
-    report["against"] = compared(other, compare(found, found, PI), PI)
+    report["against"] = compared(other, compare(found, found, PI))
     return report | {"budget": budgeted(judge(parse_budget("macs<=1M,params<=1M"), found))}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,11 +18,14 @@ from aerogel.cost import count, device
 from aerogel.cost.against import compare
 from aerogel.cost.budget import judge, parse_budget
 from aerogel.cost.count import Verified
+from aerogel.cost.latency import Latency, Ratio
+from aerogel.cost.predict import Prediction
 from aerogel.graph import capture
 from aerogel.nets import build
 from aerogel.report.cost_text import against_sheet, as_csv_text, as_markdown_text, as_text, summary, verdict_line
 from aerogel.report.costing import BY, MEASURES, budgeted, compared, cost_report, grouped, within_budget
 from aerogel.report.sheet import Column, Sheet, as_csv, as_lines, as_markdown, cell, code
+from aerogel.stats import Interval
 
 PI = device("raspberry_pi_4")
 LATENCY = {"median_ms": 0.5, "low_ms": 0.4, "high_ms": 0.6, "p90_ms": 0.7, "iqr_ms": 0.01, "runs": 9, "threads": 1,
@@ -61,7 +65,7 @@ def of_two(on: Any = None) -> dict[str, Any]:
     ]
     before, after = (count(graph) for graph in graphs)
     report = cost_report("new", graphs[1], after, device=on)
-    return report | {"against": compared(cost_report("old", graphs[0], before), compare(before, after, on), on)}
+    return report | {"against": compared(cost_report("old", graphs[0], before), compare(before, after, on))}
 
 
 def test_the_report_says_what_design_promises_and_is_plain_json() -> None:
@@ -90,6 +94,19 @@ def test_predicted_times_are_the_rooflines_and_measured_ones_are_the_callers() -
     assert "predicted 0." in text
     assert "measured 0.5 ms [0.4, 0.6] p90 0.7 (1 thread, batch 1), a runtime, a CPU; NOISY, the load was 3.0" in text
     assert "measured ms" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("by", ["module", "op", "family", "layer"])
+@pytest.mark.parametrize(("left", "told"), [(0.0, False), (0.09, False), (0.2, True)])
+def test_what_no_layer_takes_of_a_prediction_is_told(by: str, left: float, told: bool) -> None:
+    nodes = [layer["node"] for layer in odd(PI)["layers"]]
+    kernels = Prediction(ms=9.9 + left, kernels=3, estimated={}, kernel_ms=())
+    report = odd(PI, predicted=kernels, predicted_layers={nodes[0]: 9.0, nodes[-1]: 0.9})
+    assert report["unplaced_ms"] == pytest.approx(left)
+    rows = sum(row["ms"] or 0 for row in grouped(report, by))
+    assert rows + report["unplaced_ms"] == pytest.approx(report["predicted_ms"])
+    assert ("stand in no row" in as_text(report)) is told
+    assert (odd(PI)["unplaced_ms"], odd()["unplaced_ms"]) == (0, None)
 
 
 @pytest.mark.parametrize("by", BY)
@@ -180,11 +197,23 @@ def test_two_networks_side_by_side() -> None:
     assert json.loads(json.dumps(against, allow_nan=False)) == against
 
 
+def test_what_was_timed_in_turns_is_told() -> None:
+    graph = capture(nn.Linear(4, 4), (torch.zeros(1, 4),))
+    found, latency = count(graph), Latency(**LATENCY)
+    ratio = Ratio(Interval(0.62, 0.604, 0.65), latency, replace(latency, median_ms=0.31), 9)
+    report = cost_report("new", graph, found)
+    report["against"] = compared(cost_report("old", graph, found), compare(found, found), ratio)
+    assert report["against"]["measured"] == {
+        "before_ms": 0.5, "after_ms": 0.31, "ratio": 0.62, "low": 0.604, "high": 0.65,
+    }  # fmt: skip
+    assert "measured: x0.62 [0.60, 0.65] of old, timed in turns" in summary(report)
+
+
 def test_a_layer_that_is_new_has_no_numbers_before() -> None:
     graphs = [capture(net, (torch.zeros(1, 4),)) for net in (nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))]
     two = capture(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), (torch.zeros(1, 4),))
     before, after = count(graphs[0]), count(two)
-    found = compared(cost_report("old", graphs[0], before), compare(before, after), None)
+    found = compared(cost_report("old", graphs[0], before), compare(before, after))
     added = next(layer for layer in found["layers"] if layer["status"] == "added")
     assert (added["name"], added["macs_before"], added["macs_after"]) == ("2", None, 12)
     assert "ms_before" not in added
