@@ -7,6 +7,8 @@ documentation ("GFLOPS" of its weights, which are multiply-accumulates) to 0.001
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -231,3 +233,20 @@ def test_llama_7b() -> None:
     layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
     assert found.params + 30 * layer == 6_738_415_616
     assert found.macs == 2 * gated(2048, 4096, 11008, 32, 32, 128) + 2048 * 4096 * 32000
+
+
+@pytest.mark.slow
+def test_seven_billion_parameters_are_counted_in_two_gigabytes() -> None:
+    """In a process of its own: the most memory it ever held, all of Python, torch and transformers with it."""
+    code = (
+        "import json, resource; from aerogel.report.cost_job import counted\n"
+        "cost = counted('hf:llama', '2048', None, False).cost\n"
+        "print(json.dumps([cost.params, cost.verified.agrees, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    params, agrees, kib = json.loads(done.stdout)
+    assert (
+        params == 6_607_343_616
+    )  # Llama 7B has 6,738,415,616; less its head, 32,000 x 4,096
+    assert agrees is True
+    assert kib < 2 * 2**20
