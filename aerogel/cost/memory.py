@@ -12,19 +12,38 @@ least the peak. Offsets are not aligned here.
 Two views: `folded`, as an inference runtime runs it (a batch norm folded into the convolution or linear layer before
 it, an activation computed where that layer writes, an addition in the memory of an operand that dies there), and
 `raw`, every op by itself as eager PyTorch does.
+
+A reshape is free where PyTorch returns a view, and a copy where it returns none: the strides of every view are
+followed, by the rules of PyTorch's own. What any other op makes is taken as contiguous, and so are inputs and weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aerogel.cost.ops import ACTIVATIONS, COMPLEX_VIEWS, CREATES, IN_PLACE, PERMUTES, VIEWS
-from aerogel.graph import Graph, Op
+import torch
+
+from aerogel.cost.ops import (
+    ACTIVATIONS,
+    COMPLEX_VIEWS,
+    CREATES,
+    EXPANDS,
+    IN_PLACE,
+    PERMUTES,
+    VIEWS,
+    computes_statistics,
+)
+from aerogel.graph import Graph, Op, Value
+
+Sizes = tuple[int, ...]
 
 _ROWS = {"embedding", "embedding_bag", "gather", "index_select", "index", "take"}
-_COPY_PERMUTED = {"reshape", "reshape_as", "flatten", "ravel", "contiguous"}
+_RESHAPES = {"view", "view_as", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "atleast_1d", "atleast_2d",
+             "atleast_3d", "reshape", "reshape_as", "flatten"}  # fmt: skip
+_MAY_COPY = {"reshape", "reshape_as", "flatten"}
 _FOLDS = {"conv1d", "conv2d", "conv3d", "linear"}
 
 
@@ -33,13 +52,14 @@ def access_bytes(graph: Graph, folded: bool = True) -> list[int]:
     absorbed = absorbed_ops(graph) if folded else {}
     last = {host: i for i, host in absorbed.items()}  # the op whose output the fused kernel writes
     normed = {host for i, host in absorbed.items() if graph.ops[i].kind == "batch_norm"}
-    free = views(graph) | absorbed.keys()
+    layout = _layout(graph)
+    free = layout.views | absorbed.keys()
     access = []
     for i, op in enumerate(graph.ops):
         if i in free:
             access.append(0)
             continue
-        reads = _bytes_read(graph, op)
+        reads = _bytes_read(graph, op, layout)
         writes = sum(graph.values[name].bytes for name in graph.ops[last.get(i, i)].outputs)
         if i in normed and op.args[2] is None:  # folding a norm gives its layer a bias
             weight = graph.values[op.args[1].name]
@@ -48,39 +68,153 @@ def access_bytes(graph: Graph, folded: bool = True) -> list[int]:
     return access
 
 
-def _bytes_read(graph: Graph, op: Op) -> int:
-    """All its inputs; but a lookup reads of its table no more than the rows it needs, and a new tensor is made of
-    nothing."""
+def _bytes_read(graph: Graph, op: Op, layout: _Layout) -> int:
+    """All its inputs, of an expanded one what is stored; but a lookup reads of its table no more than the rows it
+    needs, and a new tensor is made of nothing."""
     if op.kind in CREATES:
         return 0
     if op.kind not in _ROWS:
-        return sum(graph.values[name].bytes for name in op.inputs)
+        return sum(_stored(graph.values[name], layout) for name in op.inputs)
     table = op.args[0].name
     rows = graph.values[op.outputs[0]].bytes
     if op.kind == "embedding_bag":
         rows = graph.values[op.args[1].name].numel * graph.values[table].shape[-1] * graph.values[table].dtype.itemsize
-    return rows + sum(graph.values[name].bytes for name in op.inputs if name != table)
+    return rows + sum(_stored(graph.values[name], layout) for name in op.inputs if name != table)
+
+
+def _stored(value: Value, layout: _Layout) -> int:
+    """The bytes of memory that a value looks at: each once, however often it shows it."""
+    strides = layout.strides.get(value.name)
+    if strides is None or not value.numel:
+        return value.bytes
+    shown = math.prod(size for size, step in zip(value.shape, strides, strict=True) if step)
+    span = 1 + sum((size - 1) * step for size, step in zip(value.shape, strides, strict=True))
+    return min(shown, span) * value.dtype.itemsize
+
+
+class _Layout(NamedTuple):
+    """How values lie in memory."""
+
+    views: set[int]  # the ops that look at their operand's memory in another way
+    strides: dict[str, Sizes]  # of the values that are not contiguous, in elements
 
 
 def views(graph: Graph) -> set[int]:
     """Indices of the ops that look at their operand's memory in another way.
 
-    A change of type is none of them, nor is a reshape of a permuted tensor (a channel shuffle): both copy.
+    A change of type is none of them, nor is a reshape that no strides can show (a channel shuffle): both copy.
     """
-    found: set[int] = set()
-    permuted: set[str] = set()
+    return _layout(graph).views
+
+
+def _layout(graph: Graph) -> _Layout:
+    layout = _Layout(set(), {})
     for i, op in enumerate(graph.ops):
-        if op.kind not in VIEWS:
+        if op.kind not in VIEWS and not op.inplace:
             continue
         source = graph.values[op.inputs[0]]
-        copied = source.name in permuted and op.kind in _COPY_PERMUTED
-        converted = source.dtype != graph.values[op.outputs[0]].dtype and op.kind not in COMPLEX_VIEWS
-        if copied or converted:
-            continue
-        found.add(i)
-        if source.name in permuted or op.kind in PERMUTES:
-            permuted.update(op.outputs)
-    return found
+        old = layout.strides.get(source.name) or _contiguous(source.shape)
+        for value in (graph.values[name] for name in op.outputs):
+            if op.kind not in VIEWS and value.shape != source.shape:
+                continue
+            new, shares = _seen(op, source, old, value) if op.kind in VIEWS else (old, False)
+            if shares:
+                layout.views.add(i)
+            if not _same(value.shape, new, _contiguous(value.shape)):
+                layout.strides[value.name] = new
+    return layout
+
+
+def _seen(op: Op, source: Value, old: Sizes, value: Value) -> tuple[Sizes, bool]:
+    """The strides of what such an op makes of a source with those strides, and whether it shares the memory."""
+    if op.kind in COMPLEX_VIEWS:
+        return _of_complex(op, source, old), True
+    if source.dtype != value.dtype:
+        return _contiguous(value.shape), False
+    if op.kind in _RESHAPES:
+        new = _reshaped(source.shape, old, value.shape)
+        return (_contiguous(value.shape), op.kind not in _MAY_COPY) if new is None else (new, True)
+    if op.kind == "ravel":
+        return (1,), _same(source.shape, old, _contiguous(source.shape))
+    if op.kind in ("contiguous", "to"):
+        wanted = _in_format(op, old, value)
+        return wanted, _same(source.shape, old, wanted)
+    return _moved(op, source, old, value), True
+
+
+def _moved(op: Op, source: Value, old: Sizes, value: Value) -> Sizes:
+    """The strides of a view that keeps the sizes as they are, or some of them."""
+    if op.kind in PERMUTES:
+        moved: Sizes = op.fn(torch.empty_strided(source.shape, old, device="meta"), *op.args[1:]).stride()
+        return moved
+    if op.kind in EXPANDS:
+        new = len(value.shape) - len(old)
+        kept = zip(source.shape, value.shape[new:], old, strict=True)
+        return (0,) * new + tuple(step if size == shown else 0 for size, shown, step in kept)
+    if op.kind == "as_strided":
+        return tuple(op.args[2])
+    if op.kind in ("select", "unbind"):
+        gone = op.args[1] % len(old)
+        return old[:gone] + old[gone + 1 :]
+    if op.kind == "slice":
+        stepped = op.args[1] % len(old)
+        return (*old[:stepped], old[stepped] * op.args[4], *old[stepped + 1 :])
+    return old
+
+
+def _of_complex(op: Op, source: Value, old: Sizes) -> Sizes:
+    """A complex number is two real ones beside each other."""
+    if op.kind == "view_as_complex":
+        return tuple(step // 2 for step in old[:-1])
+    doubled = tuple(2 * step for step in old) if source.dtype.is_complex else old
+    return (*doubled, 1) if op.kind == "view_as_real" else doubled
+
+
+def _in_format(op: Op, old: Sizes, value: Value) -> Sizes:
+    """The strides that such an op asks for. A format that is not given is PyTorch's default for that op."""
+    wanted = next((arg for arg in op.args if isinstance(arg, torch.memory_format)), None)
+    if wanted in (torch.channels_last, torch.channels_last_3d):
+        return torch.empty(value.shape, device="meta", memory_format=wanted).stride()
+    plain = op.kind == "contiguous" or wanted == torch.contiguous_format
+    return _contiguous(value.shape) if plain else old
+
+
+def _contiguous(shape: Sizes) -> Sizes:
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(steps))
+
+
+def _same(shape: Sizes, one: Sizes, other: Sizes) -> bool:
+    """Whether both strides show a tensor of that shape alike: that of a single row is never used."""
+    return 0 in shape or all(size == 1 or a == b for size, a, b in zip(shape, one, other, strict=True))
+
+
+def _reshaped(shape: Sizes, strides: Sizes, new: Sizes) -> Sizes | None:
+    """The strides that show the same memory in another shape; None where there are none.
+
+    Dimensions behind one another in memory make a block; a new dimension must lie within one.
+    """
+    if 0 in shape:
+        return _contiguous(new)
+    blocks = [(1, 1)]  # size, innermost stride
+    for size, step in zip(shape, strides, strict=True):
+        if size != 1 and blocks[-1][1] == size * step:
+            blocks[-1] = blocks[-1][0] * size, step
+        elif size != 1:
+            blocks.append((size, step))
+    left, step = blocks.pop()
+    steps = []
+    for size in reversed(new):
+        if left == 1 and size != 1 and blocks:
+            left, step = blocks.pop()
+        if left % size:
+            return None
+        steps.append(step)
+        left, step = left // size, step * size
+    return tuple(reversed(steps))
 
 
 def absorbed_ops(graph: Graph) -> dict[int, int]:
@@ -94,8 +228,8 @@ def absorbed_ops(graph: Graph) -> dict[int, int]:
         before = maker.get(source)
         if before is None or source in graph.outputs or readers[source] != [i]:
             continue
-        if op.kind == "batch_norm" and graph.ops[before].kind in ACTIVATIONS:
-            continue  # a norm after the activation cannot be folded back
+        if op.kind == "batch_norm" and (graph.ops[before].kind in ACTIVATIONS or computes_statistics(op)):
+            continue  # a norm after the activation cannot be folded back, nor what is no constant
         host = absorbed.get(before, before)
         if graph.ops[host].kind in _FOLDS:
             absorbed[i] = host
@@ -139,11 +273,10 @@ def lifetimes(graph: Graph, folded: bool = True) -> list[Lifetime]:
                 born.setdefault(storage[name], i)
                 last.setdefault(name, i)
     dies: dict[str, int] = {}
-    size: dict[str, int] = {}
     for name, root in storage.items():
-        size[root] = max(size.get(root, 0), graph.values[name].bytes)
         dies[root] = max(dies.get(root, -1), last.get(name, -1))
-    return [Lifetime(root, size[root], start, dies[root]) for root, start in born.items() if dies[root] >= start]
+    sizes = {root: graph.values[root].bytes for root in born}  # whatever a view of it shows
+    return [Lifetime(root, sizes[root], start, dies[root]) for root, start in born.items() if dies[root] >= start]
 
 
 def timeline(held: Sequence[Lifetime], ops: int) -> list[int]:
@@ -199,7 +332,8 @@ def _best_gap(taken: list[tuple[int, int]], size: int) -> int:
 
 def _storages(graph: Graph, folded: bool) -> dict[str, str]:
     """For each activation, the value whose memory it lives in. A view of a weight lives in none of them."""
-    shared = views(graph) | (absorbed_ops(graph).keys() if folded else set())
+    layout = _layout(graph)
+    shared = layout.views | (absorbed_ops(graph).keys() if folded else set())
     last = graph.last_use()
     root = {name: name for name in graph.inputs}
     end = {name: last.get(name, -1) for name in graph.inputs}  # last use of anything in that memory
@@ -209,15 +343,16 @@ def _storages(graph: Graph, folded: bool) -> dict[str, str]:
             if i in shared or op.inplace:
                 home = root.get(op.inputs[0])
             elif folded and op.kind in IN_PLACE:
-                home = _dying(graph, op, i, root, end) or name
+                home = _dying(graph, op, i, root, end, layout) or name
             if home is not None:
                 root[name] = home
                 end[home] = max(end.get(home, -1), last.get(name, i))
     return root
 
 
-def _dying(graph: Graph, op: Op, i: int, root: dict[str, str], end: dict[str, int]) -> str | None:
+def _dying(graph: Graph, op: Op, i: int, root: dict[str, str], end: dict[str, int], layout: _Layout) -> str | None:
     """The memory of an operand of op i that nothing needs after it, and that the output fits. Not the input's."""
     size = graph.values[op.outputs[0]].bytes
-    homes = [root[name] for name in op.inputs if name in root and graph.values[name].bytes == size]
+    operands = [graph.values[name] for name in op.inputs if name in root]
+    homes = [root[x.name] for x in operands if x.bytes == size == _stored(x, layout)]
     return next((home for home in homes if end[home] <= i and home not in graph.inputs), None)

@@ -7,8 +7,10 @@ Formulas read shapes only, so that they hold for a graph resized by a planned cu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
+from aerogel.cost.einsum import einsum
 from aerogel.graph import Graph, Op, Ref, Value
 
 Formula = Callable[[Graph, Op], int]
@@ -57,9 +59,18 @@ def _bilinear(graph: Graph, op: Op) -> int:
 
 
 def _attention(graph: Graph, op: Op) -> int:
-    """softmax(q k^T) v: q (.., l, e), k (.., s, e), v (.., s, f): l s (e + f) for every head."""
+    """softmax(q k^T) v: q (.., l, e), k (.., s, e), v (.., s, f): l s (e + f) for every head; what lacks a batch or a
+    head is repeated over the others'."""
     query, key, value = (_in(graph, op, i).shape for i in range(3))
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    scores = _scores(query, key) * query[-1]
+    return scores + math.prod(_out(graph, op).shape[:-1]) * key[-2] * value[-1]
+
+
+def _scores(query: Sequence[int], key: Sequence[int], mask: Sequence[int] = ()) -> int:
+    """How many scores there are: l s for every head of either operand, or of a mask."""
+    leading = (reversed(shape[:-2]) for shape in (query, key, mask))
+    heads = (max(sizes) for sizes in zip_longest(*leading, fillvalue=1))
+    return math.prod(heads) * query[-2] * key[-2]
 
 
 def _recurrent(graph: Graph, op: Op) -> int:
@@ -114,46 +125,9 @@ def _affine_grid(graph: Graph, op: Op) -> int:
     return _out(graph, op).numel * _in(graph, op, 0).shape[-1]
 
 
-def _einsum(graph: Graph, op: Op) -> int:
-    """The MACs of operands taken two at a time from the left, as PyTorch does: an index is summed as soon as no later
-    operand and no output has it. Without a sum it is element-wise work: see `_einsum_work`."""
-    return sum(size for size, summed in _einsum_steps(graph, op) if summed)
-
-
-def _einsum_work(graph: Graph, op: Op) -> int:
-    return sum(size for size, summed in _einsum_steps(graph, op) if not summed)
-
-
-def _einsum_steps(graph: Graph, op: Op) -> list[tuple[int, bool]]:
-    """For each pair of operands: the product of all their indices' sizes, and whether one of these is summed."""
-    equation, operands = op.args[0].replace(" ", ""), op.args[1]
-    terms, _, out = equation.partition("->")
-    if "->" not in equation:
-        out = "".join(sorted(index for index in set(terms) - set(",.") if terms.count(index) == 1))
-        out = ("..." if "..." in terms else "") + out
-    shapes = [graph.values[ref.name].shape for ref in operands]
-    size: dict[str, int] = {}
-    sets = []
-    for term, shape in zip(terms.split(","), shapes, strict=True):
-        names = _indices(term, len(shape))
-        for index, extent in zip(names, shape, strict=True):
-            size[index] = max(size.get(index, 1), extent)
-        sets.append(set(names))
-    last = {index for index in size if index.isdigit()} if "..." in out else set()
-    last |= set(out) - {"."}
-    steps, held = [], sets[0]
-    for number, term in enumerate(sets[1:], start=2):
-        together, needed = held | term, last.union(*sets[number:])
-        steps.append((math.prod(size[index] for index in together), bool(together - needed)))
-        held = together & needed
-    return steps
-
-
-def _indices(term: str, rank: int) -> list[str]:
-    """The names of an operand's dimensions; those of an ellipsis are numbers counted from its end."""
-    before, dots, after = term.partition("...")
-    hidden = rank - len(before) - len(after)
-    return [*before, *(str(i) for i in reversed(range(hidden if dots else 0))), *after]
+def _einsum(part: int) -> Formula:
+    """Its multiply-accumulates (0) or its element-wise work (1)."""
+    return lambda graph, op: einsum(op.args[0], [graph.values[ref.name].shape for ref in op.args[1]], op.args[2])[part]
 
 
 _LAYERS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
@@ -171,7 +145,7 @@ MACS: dict[str, Formula] = {
     "tensordot": _tensordot,
     "affine_grid_generator": _affine_grid,
     "bilinear": _bilinear,
-    "einsum": _einsum,
+    "einsum": _einsum(0),
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(_LAYERS, _recurrent),
     **dict.fromkeys(_CELLS, _cell),
@@ -202,21 +176,37 @@ def _bias(graph: Graph, op: Op) -> int:
     return _out(graph, op).numel if op.args[2] is not None else 0
 
 
+def _batch_norm(graph: Graph, op: Op) -> int:
+    """Scale and shift, where the statistics are constants; else as an instance norm's."""
+    return (7 if computes_statistics(op) else 2) * _out(graph, op).numel
+
+
+def computes_statistics(op: Op) -> bool:
+    """Whether a batch norm takes its statistics from the batch, in eval mode too: it has no running ones, or is told
+    to train. Such a norm cannot be folded into the layer before it."""
+    return op.args[3] is None or bool(op.args[5])
+
+
 def _softmax_of_scores(graph: Graph, op: Op) -> int:
     """The scores' scale (1) and softmax (5)."""
-    return 6 * math.prod(_in(graph, op, 0).shape[:-1]) * _in(graph, op, 1).shape[-2]
+    mask = _in(graph, op, 3).shape if op.args[3] is not None else ()
+    return 6 * _scores(_in(graph, op, 0).shape, _in(graph, op, 1).shape, mask)
 
 
 def _fft(graph: Graph, op: Op) -> int:
     """A convention: 5 n log2 n for each transform of n points; the real ones half of it."""
-    shapes = [_in(graph, op, 0).shape, _out(graph, op).shape]
-    rank = len(shapes[0])
-    given = op.args[2] if len(op.args) > 2 else None
-    dims = [given] if isinstance(given, int) else given
-    if dims is None:
-        dims = range(rank) if op.kind.endswith("n") else range(-2, 0) if op.kind.endswith("2") else [-1]
-    points = math.prod(max(shape[d] for shape in shapes) for d in dims)
-    others = math.prod(shapes[0][d] for d in range(rank) if d not in {i % rank for i in dims})
+    shape, out = _in(graph, op, 0).shape, _out(graph, op).shape
+    rank = len(shape)
+    sizes, dims = ([given] if isinstance(given, int) else given for given in op.args[1:3])
+    if dims is None and op.kind.endswith("n"):
+        dims = range(-len(sizes), 0) if sizes else range(rank)
+    elif dims is None:
+        dims = range(-2, 0) if op.kind.endswith("2") else [-1]
+    across = [out[dim] for dim in dims]  # what is padded or cut is transformed as that
+    if op.kind.startswith("fft_rfft"):  # of n real points half are written
+        across[-1] = sizes[-1] if sizes and sizes[-1] > 0 else shape[dims[-1]]
+    points = math.prod(across)
+    others = math.prod(shape[d] for d in range(rank) if d not in {i % rank for i in dims})
     whole = int(5 * points * math.log2(max(2, points))) * others
     return whole // 2 if "rfft" in op.kind else whole
 
@@ -272,7 +262,7 @@ ELEMENTWISE: dict[str, Formula] = {
                      "conv_transpose3d"], _bias),
     **dict.fromkeys(_ONCE, _each_output(1)),
     **dict.fromkeys(_FOUR, _each_output(4)),  # a convention: a handful of simple operations each
-    "batch_norm": _each_output(2),  # scale and shift: in eval mode the statistics are constants
+    "batch_norm": _batch_norm,
     "instance_norm": _each_output(7),  # mean 1, variance 2, scale and shift 4
     **dict.fromkeys(["layer_norm", "group_norm"], _each_output(7)),
     "rms_norm": _each_output(4),
@@ -280,7 +270,7 @@ ELEMENTWISE: dict[str, Formula] = {
     "scaled_dot_product_attention": _softmax_of_scores,
     **dict.fromkeys(_LAYERS, _gates),
     **dict.fromkeys(_CELLS, _cell_gates),
-    "einsum": _einsum_work,
+    "einsum": _einsum(1),
     **dict.fromkeys(["addcmul", "addcdiv"], _each_output(2)),
     "lerp": _each_output(3),
     "cosine_similarity": _each_input_times(6),
@@ -340,19 +330,20 @@ def family(graph: Graph, op: Op) -> str:
     return "move" if op.kind in MOVES | VIEWS else "unknown"
 
 
-# Another order of the same memory: a reshape behind one of these copies.
+# Another order of the same memory, given by dimensions alone.
 PERMUTES = frozenset(
-    ["permute", "transpose", "t", "numpy_T", "mT", "adjoint", "movedim", "moveaxis", "swapaxes", "swapdims", "expand",
-     "expand_as", "broadcast_to", "diagonal", "as_strided"]
-)  # fmt: skip
+    ["permute", "transpose", "t", "numpy_T", "mT", "adjoint", "movedim", "moveaxis", "swapaxes", "swapdims", "diagonal"]
+)
+# The same memory again and again.
+EXPANDS = frozenset(["expand", "expand_as", "broadcast_to"])
 # The parts of complex numbers: a view of another type.
 COMPLEX_VIEWS = frozenset(["real", "imag", "view_as_real", "view_as_complex"])
 # Another view of the same memory: no work, no traffic, no storage; but see `aerogel.cost.memory.views`.
-VIEWS = PERMUTES | COMPLEX_VIEWS | frozenset(
+VIEWS = PERMUTES | EXPANDS | COMPLEX_VIEWS | frozenset(
     ["view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "unflatten", "squeeze", "unsqueeze", "chunk",
      "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", "_unsafe_view", "select", "slice",
      "narrow", "unbind", "detach", "alias", "lift", "atleast_1d", "atleast_2d", "atleast_3d", "resolve_conj",
-     "resolve_neg", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "type_as"]
+     "resolve_neg", "dropout", "feature_dropout", "alpha_dropout", "contiguous", "to", "type_as", "as_strided"]
 )  # fmt: skip
 # Makes a tensor of a shape: whatever it takes that shape from, it reads none of it.
 CREATES = frozenset(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from work import Apply
 
 from aerogel.cost.memory import (
     Alive,
@@ -91,6 +92,16 @@ def test_a_layer_that_has_a_bias_gets_no_other() -> None:
     assert access_bytes(capture(net, (X,))) == [192 + WEIGHT + 32 + 512, 0]
 
 
+def test_a_norm_of_the_batch_is_folded_into_nothing() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8, track_running_stats=False))
+    graph = capture(net, (X,))
+    assert absorbed_ops(graph) == {}
+    assert access_bytes(graph) == [192 + WEIGHT + 512, 512 + 2 * 32 + 512]
+    assert peaks(graph) == (1024, 1024)
+    told = graph_of(lambda net, x: F.batch_norm(net.c(x), net.n.running_mean, net.n.running_var, training=True))
+    assert absorbed_ops(told) == {}, "it has running statistics and is told not to use them"
+
+
 ABSORBED = {
     "norm and activation": (lambda net, x: net.n(net.c(x)).relu(), {1: 0, 2: 0}),
     "activation": (lambda net, x: F.hardswish(net.c(x)), {1: 0}),
@@ -120,6 +131,108 @@ def test_a_shuffle_is_paid_where_it_copies(copying: Callable[[Tensor], Tensor]) 
     graph = graph_of(lambda net, x: copying(net.c(x).view(1, 2, 4, 4, 4).transpose(1, 2)))
     assert access_bytes(graph)[1:] == [0, 0, 512 + 512]
     assert peaks(graph) == (1024, 1024)
+
+
+RESHAPES = {  # of (2, 8, 4, 4), 1024 bytes: what the last op copies, 0 where it is a view
+    "strided": (lambda x: x[..., ::3].flatten(1), 512),
+    "strided evenly": (lambda x: x[..., ::2].flatten(1), 0),
+    "a part of the channels": (lambda x: x.chunk(2, 1)[0].reshape(2, -1), 0),
+    "a part of the channels, of all images": (lambda x: x.chunk(2, 1)[0].reshape(-1), 512),
+    "a part of the channels, of one image": (lambda x: x[:1].chunk(2, 1)[0].reshape(-1), 0),
+    "a part of the images": (lambda x: x.chunk(2)[0].reshape(-1), 0),
+    "selected": (lambda x: x.select(1, 2).reshape(-1), 128),
+    "permuted in place": (lambda x: x.relu().transpose_(0, 1).relu_().flatten(1), 1024),
+    "permuted and back": (lambda x: x.transpose(1, 2).transpose(1, 2).flatten(1), 0),
+    "expanded": (lambda x: x[:, :, :1, :1].expand(2, 8, 9, 9).flatten(2), 0),
+    "in another format": (lambda x: x.contiguous(memory_format=torch.channels_last), 1024),
+    "in another format by to": (lambda x: x.to(memory_format=torch.channels_last), 1024),
+    "and back": (lambda x: x.contiguous(memory_format=torch.channels_last).contiguous(), 1024),
+    "one line that is strided": (lambda x: x.view(-1)[::2].ravel(), 512),
+    "as it is": (lambda x: x.view(-1).contiguous().to(torch.float32).ravel(), 0),
+}
+
+
+@pytest.mark.parametrize("case", RESHAPES)
+def test_a_reshape_is_paid_where_no_strides_can_show_it(case: str) -> None:
+    work, size = RESHAPES[case]
+    graph = capture(Apply(work), (torch.zeros(2, 8, 4, 4),))
+    assert (len(graph.ops) - 1 in views(graph)) == (size == 0)
+    assert access_bytes(graph)[-1] == 2 * size
+
+
+def test_an_expanded_value_is_stored_and_read_once() -> None:
+    """64 numbers, 256 bytes, shown as 64 x 112 x 112."""
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return y + x.expand(1, 64, 112, 112)
+
+    size = 4 * 64 * 112 * 112
+    graph = capture(Apply(add), (torch.zeros(1, 64, 1, 1), torch.zeros(1, 64, 112, 112)))
+    assert access_bytes(graph) == [0, size + 256 + size]
+    assert peaks(graph) == (2 * size + 256,) * 2
+    copied = capture(Apply(lambda x: x.expand(1, 64, 112, 112).contiguous()), (torch.zeros(1, 64, 1, 1),))
+    assert access_bytes(copied) == [0, 256 + size]
+    assert peaks(copied) == (256 + size,) * 2
+
+
+def test_nothing_is_written_into_the_memory_of_an_expanded_value() -> None:
+    graph = graph_of(lambda net, x: x.amax((2, 3), True).expand(1, 3, 4, 4) + 1)
+    assert peaks(graph) == (192 + 12, 192 + 12)
+    held = {life.name: life.bytes for life in lifetimes(graph)}
+    assert held == {"x": 192, "amax": 12, "add": 192}
+
+
+def step(name: str, *args: Any) -> Callable[[Tensor], Tensor]:
+    return lambda x: getattr(torch.Tensor, name)(x, *args)
+
+
+@st.composite
+def looks(draw: st.DrawFn) -> list[Callable[[Tensor], Tensor]]:
+    """Views and reshapes that fit one another, one op each, of a (2, 1, 4, 6)."""
+    x, steps = torch.zeros(2, 1, 4, 6), []
+    for _ in range(draw(st.integers(1, 6))):
+        dim = draw(st.integers(0, x.dim() - 1))
+        size, other = x.shape[dim], draw(st.integers(0, x.dim() - 1))
+        options = [
+            step("transpose", dim, other), step("unsqueeze", dim), step("ravel"), step("contiguous"),
+            step("flatten", min(dim, other), max(dim, other)), step("reshape", -1), step("reshape", size, -1),
+            step("reshape", -1, 2) if x.numel() % 2 == 0 else step("ravel"), step("squeeze", dim),
+            step("expand", 2, *x.shape), step("movedim", dim, other), step("permute", *reversed(range(x.dim()))),
+        ]  # fmt: skip
+        if size > 1:
+            options += [
+                step("narrow", dim, 1, size - 1), lambda x, dim=dim: torch.ops.aten.slice.Tensor(x, dim, 0, None, 2),
+                lambda x, dim=dim: x.chunk(2, dim)[0],
+            ]  # fmt: skip
+        if x.dim() > 1:
+            options += [step("select", dim, 0), lambda x, dim=dim: x.unbind(dim)[-1]]
+        if dim != other:
+            options.append(step("diagonal", 0, dim, other))
+        steps.append(draw(st.sampled_from(options)))
+        x = steps[-1](x)
+    return steps
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps=looks())
+def test_views_are_those_of_pytorch_itself(steps: list[Callable[[Tensor], Tensor]]) -> None:
+    """How many bytes are copied on the way, and how many different numbers the last tensor shows."""
+
+    def forward(x: Tensor) -> Tensor:
+        for look in steps:
+            x = look(x)
+        return x.exp()
+
+    graph = capture(Apply(forward), (torch.zeros(2, 1, 4, 6),))
+    x, copied = torch.zeros(2, 1, 4, 6), []
+    for look in steps:
+        before, x = x, look(x)
+        if x.untyped_storage().data_ptr() != before.untyped_storage().data_ptr():
+            copied.append(x.nbytes)
+    copies = [op for i, op in enumerate(graph.ops[:-1]) if i not in views(graph)]  # export leaves out what does nothing
+    assert [graph.values[op.outputs[0]].bytes for op in copies] == copied
+    place = torch.arange(x.untyped_storage().nbytes() // 4).as_strided(x.shape, x.stride(), x.storage_offset())
+    assert access_bytes(graph)[-1] == 4 * place.unique().numel() + 4 * x.numel()
 
 
 def test_a_change_of_type_copies() -> None:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from work import Apply
 
 from aerogel.cost import Cost, count
+from aerogel.cost.einsum import einsum
 from aerogel.graph import capture
 
 
@@ -56,6 +59,10 @@ MACS = {
         lambda a, b: torch.einsum("...ij,...jk->...ik", a, b), (r(7, 2, 3, 4), r(2, 4, 5)), 7 * 2 * 3 * 4 * 5),
     "einsum of three": (
         lambda a, b, c: torch.einsum("ij,jk,kl->il", a, b, c), (r(3, 4), r(4, 5), r(5, 6)), 3 * 4 * 5 + 3 * 5 * 6),
+    "einsum of three, by a path": (
+        lambda a, b, c: torch._VF.einsum("ij,jk,kl->il", (a, b, c), path=[1, 2, 0, 1]),  # as opt_einsum chooses it
+        (r(3, 4), r(4, 5), r(5, 6)), 4 * 5 * 6 + 3 * 4 * 6),
+    "einsum, summed in one": (lambda a, b: torch.einsum("abc,bd->ad", a, b), (r(2, 3, 4), r(3, 5)), 2 * 3 * 5),
     "einsum without a sum": (lambda a, b: torch.einsum("i,j->ij", a, b), (r(3), r(4)), 0),
     "bilinear": (nn.Bilinear(5, 6, 7), (r(3, 5), r(3, 6)), 3 * 7 * (5 * 6 + 5)),
     "matrix times vector": (torch.mv, (r(4, 5), r(5)), 20),
@@ -75,6 +82,12 @@ MACS = {
     "attention, shared keys": (
         lambda q, k: F.scaled_dot_product_attention(q, k, k, enable_gqa=True),
         (r(2, 8, 5, 16), r(2, 2, 7, 16)), 2 * 8 * 5 * 7 * (16 + 16)),
+    "attention, one query for all": (
+        F.scaled_dot_product_attention, (r(1, 4, 50, 16), r(2, 4, 50, 16), r(2, 4, 50, 16)), 640_000),
+    "attention, one query and no batch": (
+        F.scaled_dot_product_attention, (r(50, 16), r(4, 50, 16), r(4, 50, 16)), 320_000),
+    "attention, more values": (
+        F.scaled_dot_product_attention, (r(1, 4, 50, 16), r(1, 4, 50, 16), r(2, 4, 50, 16)), 480_000),
     "causal attention, not halved": (
         lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True), (r(2, 4, 50, 16),), 640_000),
     "interpolation": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), (r(1, 3, 4, 4),), 0),
@@ -113,6 +126,21 @@ WORK = {
     "sum to one": (lambda x: x.sum(1), (r(2, 8),), 16),
     "layer norm": (nn.LayerNorm(8), (r(2, 8),), 7 * 16),
     "einsum without a sum": (lambda a, b: torch.einsum("i,j->ij", a, b), (r(3), r(4)), 12),
+    "einsum, a sum": (lambda a: torch.einsum("ij->i", a), (r(3, 4),), 12),
+    "einsum, a trace": (lambda a: torch.einsum("ii->", a), (r(3, 3),), 3),
+    "einsum, a diagonal": (lambda a: torch.einsum("ii->i", a), (r(3, 3),), 0),
+    "einsum, a transpose": (lambda a: torch.einsum("...ij->...ji", a), (r(2, 3, 4),), 0),
+    "einsum, sums of both": (lambda a, b: torch.einsum("ab,cd->a", a, b), (r(2, 3), r(4, 5)), 6 + 20 + 2),
+    "einsum, of one row": (lambda a, b: torch.einsum("ab,bc->ac", a, b), (r(2, 1), r(1, 3)), 6),
+    "norm of the batch": (nn.BatchNorm2d(3, track_running_stats=False), (r(2, 3, 4, 4),), 7 * 96),
+    "norm of the past": (nn.BatchNorm2d(3), (r(2, 3, 4, 4),), 2 * 96),
+    "fft, all dimensions": (lambda x: torch.fft.fftn(x).real, (r(4, 8, 8),), 5 * 256 * 8),
+    "fft, the last dimensions": (lambda x: torch.fft.fftn(x, s=(8, 8)).real, (r(4, 8, 8),), 7_680),
+    "fft, cut": (lambda x: torch.fft.fft(x, n=8).real, (r(4, 16),), 4 * 5 * 8 * 3),
+    "fft, padded": (lambda x: torch.fft.fft(x, n=32).real, (r(4, 16),), 4 * 5 * 32 * 5),
+    "fft of real numbers": (lambda x: torch.fft.rfft(x).real, (r(4, 16),), 4 * 5 * 16 * 4 // 2),
+    "fft of real numbers, cut": (lambda x: torch.fft.rfft2(x, s=(4, 8)).real, (r(4, 16, 16),), 4 * 5 * 32 * 5 // 2),
+    "fft to real numbers": (lambda x: torch.fft.irfft(x), (torch.complex(r(4, 9), r(4, 9)),), 4 * 5 * 16 * 4 // 2),
     "fft": (lambda x: torch.fft.fft(x).real, (r(4, 16),), 5 * 16 * 4 * 4),
     "comparison and logic": (lambda x: (x > 0) & (x < 1) | ~(x == 2), (r(2, 8),), 6 * 16),
     "cumulative": (lambda x: x.cumsum(1).cumprod(1), (r(2, 8),), 2 * 16),
@@ -144,6 +172,31 @@ def test_element_wise_work(case: str) -> None:
     work, inputs, flops = WORK[case]
     found = cost_of(work, *inputs)  # type: ignore[arg-type]
     assert (found.macs, found.flops, found.uncounted) == (0, flops, {})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    terms=st.lists(st.lists(st.sampled_from("abcd"), max_size=3).map("".join), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_einsum_multiplies_as_pytorch_does(terms: list[str], data: st.DataObject) -> None:
+    """Every index has a size of its own, at times one. The second count: the products that PyTorch dispatches."""
+    sizes = dict(zip("abcd", data.draw(st.permutations([1, 2, 3, 5])), strict=True))
+    out = "".join(data.draw(st.permutations(sorted(set("".join(terms))))))[: data.draw(st.integers(0, 4))]
+    operands = [torch.zeros([sizes[index] for index in term], device="meta") for term in terms]
+    equation = f"{','.join(terms)}->{out}"
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum(equation, *operands)
+    assert einsum(equation, [x.shape for x in operands])[0] == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("mask", [None, (2, 1, 5, 7)])
+def test_the_softmax_of_attention_is_of_every_score(mask: tuple[int, ...] | None) -> None:
+    """One query for two: scores (2, 4, 5, 7), six operations each; as many where the mask alone has two."""
+    key, held = (r(2 if mask is None else 1, 4, 7, 16), () if mask is None else (r(*mask),))
+    cost = cost_of(lambda q, k, *mask: F.scaled_dot_product_attention(q, k, k, *mask), r(1, 4, 5, 16), key, *held)
+    assert cost.flops - 2 * cost.macs == 6 * 2 * 4 * 5 * 7
+    assert cost.macs == (2 + (2 if mask is None else 1)) * 4 * 5 * 7 * 16
 
 
 def test_a_lookup_reads_the_rows_it_returns() -> None:
