@@ -78,6 +78,7 @@ def main() -> None:
             rows.append(row)
             print(f"{spec:45}{ours:10.3f} ms predicted{real:10.3f} ms measured  {100 * row['error']:+6.1f} %"
                   f"   roofline {100 * row['roofline_error']:+6.1f} %", flush=True)  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, summary(rows) | {
         "command": "python benchmarks/predicted_latency.py", "anchors": ANCHORS, "hardware": device.source,
         "cores": os.cpu_count(), "date": date.today().isoformat(), "seconds": round(time.perf_counter() - began),
