@@ -245,8 +245,6 @@ def test_seven_billion_parameters_are_counted_in_two_gigabytes() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     params, agrees, kib = json.loads(done.stdout)
-    assert (
-        params == 6_607_343_616
-    )  # Llama 7B has 6,738,415,616; less its head, 32,000 x 4,096
+    assert params == 6_607_343_616  # Llama 7B has 6,738,415,616; less its head, 32,000 x 4,096
     assert agrees is True
     assert kib < 2 * 2**20
