@@ -142,7 +142,7 @@ WRONG_COMMANDS = [
     (["compress", "lenet5", "digits"], r"unexpected extra argument"),
     (["compress", "lenet5", "--epochs", "many"], r"Invalid value for '--epochs'"),
     (["export", "lenet5"], r"Missing option '--out'"),
-    (["cost"], r"Missing argument"),
+    (["cost"], r"cost needs a MODEL"),
     (["cost", "lenet6"], r"model 'lenet6' .*did you mean lenet5"),
     (["cost", "lenet5:classes=3"], r"lenet5 has no argument 'classes'; did you mean num_classes\?"),
     (["cost", "{inputs}/net.py:digits"], r"--input C,H,W is needed"),
