@@ -3,7 +3,7 @@
 1. Speed of each family of kernels: all MACs (or operations) over all time of its kernels, out of a network made of one
    of each (`Families`) and the anchors. Each is timed by itself, as ONNX Runtime runs it.
 2. Bandwidth: copying arrays that fit in half the last cache, and arrays eight times as large as it.
-3. What starting a kernel costs: additions of one number.
+3. What starting a kernel costs: the median of those kernels of the anchors that touch next to nothing.
 4. The constants of `aerogel.cost.predict`: the anchors, a few networks of the zoo, are timed whole, and
    a * sum of kernels + b * kernels + c is fitted to them by least squares of relative errors, none below zero.
 """
@@ -40,7 +40,6 @@ ANCHORS = (
     "mobilenet_v2:width=0.35,input_size=96",
     "vgg11:width=0.25,input_size=64",
 )
-COMPUTES = ("conv", "pointwise", "depthwise", "grouped", "transposed", "matmul")
 STARTED = 4096  # bytes: a kernel that touches no more only starts
 
 

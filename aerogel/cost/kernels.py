@@ -20,7 +20,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -145,9 +145,8 @@ def _time_copies(kernel: Kernel, runtime: Runtime, copies: int, path: Path, thre
         raise AerogelError(f"time_kernel: {kernel.name} does not run by itself: {one_line(error)}") from error
 
 
-def _median_ms(run: object, seconds: float) -> float:
+def _median_ms(run: Callable[[], object], seconds: float) -> float:
     """The median over blocks of about BLOCK_MS of their mean; more blocks until they agree or the time is over."""
-    assert callable(run)
     for _ in range(3):
         run()
     start = time.perf_counter()

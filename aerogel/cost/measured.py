@@ -8,22 +8,17 @@ over goes to the last of them.
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from aerogel.cost.count import Layer
 from aerogel.cost.device import Device
 from aerogel.cost.kernels import KernelTable
-from aerogel.cost.latency import Latency, measure
+from aerogel.cost.latency import Latency
 from aerogel.cost.predict import Prediction, predict
 from aerogel.cost.runtime import read_runtime
-from aerogel.export.onnx import export_onnx
 
 
 @dataclass(frozen=True)
@@ -40,31 +35,27 @@ class OnThisMachine:
 
 
 def on_this_machine(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    path: Path,
     layers: Iterable[Layer],
     *,
+    latency: Latency | None = None,
     device: Device | None = None,
-    timed: bool = True,
     threads: int = 1,
-    seconds: float = 2.0,
 ) -> OnThisMachine:
-    """Exports the model and asks ONNX Runtime. device: this machine's profile, to predict with; timed: to measure.
+    """The exported file of a network with these layers, by layer.
 
-    Kernels that the machine's table lacks are measured for a prediction. Raises AerogelError where the model cannot be
-    exported or run.
+    latency: of the whole, where it was measured: then the layers' measured times are told too. device: this machine's
+    profile, to predict with.
+
+    Kernels that the machine's table lacks are measured for a prediction. Raises AerogelError where the file cannot run.
     """
     layers = list(layers)
-    with tempfile.TemporaryDirectory() as folder:
-        path = export_onnx(model, args, Path(folder) / "model.onnx", kwargs=dict(kwargs)).path
-        runtime = read_runtime(path, threads=threads)
-        latency = measure(path, threads=threads, seconds=seconds) if timed else None
-        prediction = predict(runtime, KernelTable(threads), device) if device else None
+    runtime = read_runtime(path, threads=threads)
+    prediction = predict(runtime, KernelTable(threads), device) if device else None
     in_place = [(kernel.module, kernel.ms) for kernel in runtime.kernels]
     return OnThisMachine(
         latency=latency,
-        measured_ms=by_layer(in_place, layers) if timed else None,
+        measured_ms=by_layer(in_place, layers) if latency else None,
         prediction=prediction,
         predicted_ms=by_layer(prediction.kernel_ms, layers) if prediction else None,
     )

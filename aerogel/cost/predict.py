@@ -25,11 +25,13 @@ from aerogel.cost.runtime import Kernel, Runtime
 
 @dataclass(frozen=True)
 class Prediction:
-    """`estimated`: {op: how many of its kernels were not in the table and come from the roofline}."""
+    """`estimated`: {op: how many of its kernels were not in the table and come from the roofline}. `unread`: nodes that
+    the runtime's profiler says nothing of, whose time is missing."""
 
     ms: float
     kernels: int
     estimated: dict[str, int]
+    unread: tuple[str, ...]
     kernel_ms: tuple[tuple[str, float], ...]  # (module, milliseconds) in order, less the part that no kernel has
 
 
@@ -48,7 +50,7 @@ def predict(runtime: Runtime, table: KernelTable, device: Device, *, measure: bo
             ms = estimate(one, device)
         kernel_ms.append((one.module, device.kernel_scale * ms + device.kernel_us / 1000))
     total = sum(ms for _, ms in kernel_ms) + device.run_us / 1000
-    return Prediction(total, len(runtime.kernels), dict(estimated), tuple(kernel_ms))
+    return Prediction(total, len(runtime.kernels), dict(estimated), runtime.unread, tuple(kernel_ms))
 
 
 def estimate(one: Kernel, device: Device) -> float:

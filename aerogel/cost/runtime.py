@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from aerogel.cost.latency import example_feeds
+from aerogel.cost.latency import DTYPES, example_feeds
 from aerogel.errors import AerogelError
 from aerogel.export.onnx import module_of
 from aerogel.export.verify import flushing_denormals, open_session
@@ -47,7 +47,7 @@ class Kernel:
 
     @property
     def bytes(self) -> int:
-        return sum(math.prod(shape) * _SIZES.get(kind, 4) for kind, shape in (*self.inputs, *self.outputs))
+        return sum(math.prod(shape) * _itemsize(kind) for kind, shape in (*self.inputs, *self.outputs))
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,11 @@ def _modules(nodes: list[onnx.NodeProto], of_outputs: dict[str, str]) -> dict[st
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * _SIZES.get(KINDS.get(tensor.data_type, ""), 4)
+    return math.prod(tensor.dims) * _itemsize(KINDS.get(tensor.data_type, ""))
+
+
+def _itemsize(kind: str) -> int:
+    return np.dtype(DTYPES.get(f"tensor({kind})", np.float32)).itemsize
 
 
 _T = onnx.TensorProto
@@ -191,4 +195,3 @@ _T = onnx.TensorProto
 TYPES = {"float": _T.FLOAT, "float16": _T.FLOAT16, "double": _T.DOUBLE, "int64": _T.INT64, "int32": _T.INT32,
          "uint8": _T.UINT8, "int8": _T.INT8, "bool": _T.BOOL}  # fmt: skip
 KINDS: dict[int, str] = {number: kind for kind, number in TYPES.items()}
-_SIZES = {"float": 4, "float16": 2, "double": 8, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1}

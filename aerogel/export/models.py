@@ -164,6 +164,15 @@ def _from_zoo(text: str, input_shape: tuple[int, int, int] | None, num_classes: 
         raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; give smaller numbers") from error
 
 
+def open_counted(
+    text: str, given: str | None, weights: str | None, trust: bool
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """MODEL to be counted, as a user types it, with its example inputs; given: what was typed for --input."""
+    shape = None if text.startswith(PREFIX) else parse_size(given)
+    opened = open_model(text, input_shape=shape, weights=weights, trust=trust, counting=True)
+    return opened.model, *example_inputs(opened, given)
+
+
 def example_inputs(opened: Opened, given: str | None = None) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
     """args and kwargs to call an opened network with: zeros, a batch of one, on the network's device.
 

@@ -17,8 +17,7 @@ from aerogel.cost.device import write as write_device
 from aerogel.cost.measured import OnThisMachine
 from aerogel.cost.verify import verified
 from aerogel.errors import AerogelError, nearest
-from aerogel.export import example_inputs, open_model
-from aerogel.export.hf import PREFIX, parse_size
+from aerogel.export import open_counted
 from aerogel.files import refuse_existing, write_text
 from aerogel.graph import Graph, capture
 from aerogel.report import cost_page
@@ -100,11 +99,9 @@ class Counted(NamedTuple):
 
 def counted(model: str, input: str | None, weights: str | None, trust: bool) -> Counted:
     """MODEL as a graph, with what it costs for one input, counted twice."""
-    shape = None if model.startswith(PREFIX) else parse_size(input)
-    opened = open_model(model, input_shape=shape, weights=weights, trust=trust, counting=True)
-    args, kwargs = example_inputs(opened, input)
-    graph = capture(opened.model, args, kwargs)
-    return Counted(graph, verified(count(graph), opened.model, args, kwargs), opened.model, args, kwargs)
+    network = open_counted(model, input, weights, trust)
+    graph = capture(*network)
+    return Counted(graph, verified(count(graph), *network), *network)
 
 
 def _check(asked: Asked) -> tuple[Limit, ...]:

@@ -177,6 +177,8 @@ def _kernels(report: Mapping[str, Any], total_ms: float | None) -> list[str]:
     number, estimated = report["prediction"]["kernels"], report["prediction"]["estimated"]
     rest = ", ".join(f"{count} {op}" for op, count in estimated.items())
     lines = [f"predicted from {number} kernels, each measured" + f"; but for {rest}: roofline" * bool(rest)]
+    if report["prediction"]["unread"]:
+        lines.append(f"NOT predicted: {', '.join(report['prediction']['unread'])}, of which the runtime tells nothing")
     left = report["unplaced_ms"]
     if total_ms and left > NOTABLE * total_ms:
         share = f"{digits(left)} ms ({100 * left / total_ms:.0f} %)"

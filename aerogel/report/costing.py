@@ -84,7 +84,9 @@ def cost_report(
         "unplaced_ms": max(0.0, predicted_ms - placed_ms)
         if predicted_ms is not None and placed_ms is not None
         else None,
-        "prediction": {"kernels": predicted.kernels, "estimated": predicted.estimated} if predicted else None,
+        "prediction": {"kernels": predicted.kernels, "estimated": predicted.estimated, "unread": list(predicted.unread)}
+        if predicted
+        else None,
         "roofline_because": roofline_because,
         "latency": dict(latency) if latency else None,
         "convention": CONVENTION,

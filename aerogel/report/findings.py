@@ -19,8 +19,7 @@ from aerogel.cost.guidelines import NOISE, RULES, Finding, lint, severity
 from aerogel.cost.guidelines.exceptions import exceeded, settings
 from aerogel.cost.guidelines.network import plural
 from aerogel.cost.roofline import total_ms
-from aerogel.export import example_inputs, open_model
-from aerogel.export.hf import PREFIX, parse_size
+from aerogel.export import open_counted
 from aerogel.graph import Graph, capture
 from aerogel.report.terminal import human
 
@@ -55,10 +54,7 @@ def chosen_device(name: str | None) -> Device:
 
 def captured(model: str, *, weights: str | None, input: str | None, trust: bool) -> Graph:
     """The graph of a network named as on the command line, which is only counted."""
-    shape = None if model.startswith(PREFIX) else parse_size(input)
-    opened = open_model(model, input_shape=shape, weights=weights, trust=trust, counting=True)
-    args, kwargs = example_inputs(opened, input)
-    return capture(opened.model, args, kwargs)
+    return capture(*open_counted(model, input, weights, trust))
 
 
 def lint_report(

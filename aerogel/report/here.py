@@ -7,13 +7,13 @@ both by the roofline; and both files are timed in turns, so that a machine that 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aerogel.cost.device import THIS, Device
 from aerogel.cost.kernels import machine
-from aerogel.cost.latency import Ratio, compare
+from aerogel.cost.latency import Ratio, compare, measure
 from aerogel.cost.measured import OnThisMachine, on_this_machine
 from aerogel.errors import AerogelError
 from aerogel.export.onnx import export_onnx
@@ -21,7 +21,7 @@ from aerogel.export.onnx import export_onnx
 if TYPE_CHECKING:
     from aerogel.report.cost_job import Asked, Counted
 
-BRIEF = 0.05  # seconds for a latency that the comparison in turns tells better
+SECONDS = 2.0  # for the latency of one file
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,21 @@ def ask(asked: Asked, profile: Device | None, network: Counted, other: Counted |
     if without:
         return Here(roofline_because=f"{without[0]} has no weights to run")
     threads = this.threads if this is not None else asked.threads
-
-    def here(one: Counted, timed: bool, seconds: float = 2.0) -> OnThisMachine:
-        return on_this_machine(
-            one.model, one.args, one.kwargs, one.cost.layers,
-            device=this, timed=timed, threads=threads, seconds=seconds,
-        )  # fmt: skip
-
-    if other is None:
-        return Here(here(network, asked.measure))
-    ratio = _in_turns(other, network, threads) if asked.measure else None
-    found = here(network, asked.measure, BRIEF)
-    if ratio is not None:
-        found = replace(found, latency=ratio.b)
-    return Here(found, here(other, False) if this is not None else None, ratio)
-
-
-def _in_turns(before: Counted, after: Counted, threads: int) -> Ratio:
     with tempfile.TemporaryDirectory() as folder:
-        paths = [
-            export_onnx(one.model, one.args, Path(folder) / f"{name}.onnx", kwargs=one.kwargs).path
-            for name, one in (("before", before), ("after", after))
-        ]
-        return compare(*paths, threads=threads)
+        path = _exported(network, Path(folder) / "after.onnx")
+        if other is None:
+            latency = measure(path, threads=threads, seconds=SECONDS) if asked.measure else None
+            return Here(on_this_machine(path, network.cost.layers, latency=latency, device=this, threads=threads))
+        before = _exported(other, Path(folder) / "before.onnx")
+        ratio = compare(before, path, threads=threads) if asked.measure else None
+        latency = ratio.b if ratio else None
+        found = on_this_machine(path, network.cost.layers, latency=latency, device=this, threads=threads)
+        beside = on_this_machine(before, other.cost.layers, device=this, threads=threads) if this else None
+        return Here(found, beside, ratio)
+
+
+def _exported(one: Counted, path: Path) -> Path:
+    return export_onnx(one.model, one.args, path, kwargs=one.kwargs).path
 
 
 def _refuse_another_machine(asked: Asked, this: Device) -> None:

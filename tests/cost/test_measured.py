@@ -11,7 +11,9 @@ from test_kernels import Unit
 from torch import nn
 
 from aerogel.cost import count
+from aerogel.cost.latency import measure
 from aerogel.cost.measured import by_layer, on_this_machine
+from aerogel.export.onnx import export_onnx
 from aerogel.graph import capture
 
 
@@ -54,10 +56,11 @@ def test_a_module_that_no_layer_is_in_gives_to_the_one_around_it() -> None:
     assert by_layer([("elsewhere", 3.0)], held) == {}
 
 
-def test_measured_and_predicted_by_layer() -> None:
+def test_measured_and_predicted_by_layer(tmp_path: Path) -> None:
     net, x = Unit(), torch.randn(1, 3, 16, 16)
     cost = count(capture(net, (x,)))
-    found = on_this_machine(net, (x,), {}, cost.layers, device=made(), seconds=0.05)
+    path = export_onnx(net, (x,), tmp_path / "net.onnx").path
+    found = on_this_machine(path, cost.layers, latency=measure(path, seconds=0.05), device=made())
     assert found.latency is not None
     assert found.prediction is not None
     assert found.measured_ms is not None
@@ -69,9 +72,10 @@ def test_measured_and_predicted_by_layer() -> None:
     assert sum(found.predicted_ms.values()) == pytest.approx(found.prediction.ms, rel=1e-6)
 
 
-def test_only_what_is_asked_for_is_done() -> None:
+def test_only_what_is_asked_for_is_done(tmp_path: Path) -> None:
     net, x = nn.Linear(4, 4), torch.randn(1, 4)
-    found = on_this_machine(net, (x,), {}, layers(net, 1, 4), device=made(), timed=False)
+    path = export_onnx(net, (x,), tmp_path / "net.onnx").path
+    found = on_this_machine(path, layers(net, 1, 4), device=made())
     assert found.latency is None
     assert found.measured_ms is None
     assert found.prediction is not None

@@ -100,13 +100,20 @@ def test_predicted_times_are_the_rooflines_and_measured_ones_are_the_callers() -
 @pytest.mark.parametrize(("left", "told"), [(0.0, False), (0.09, False), (0.2, True)])
 def test_what_no_layer_takes_of_a_prediction_is_told(by: str, left: float, told: bool) -> None:
     nodes = [layer["node"] for layer in odd(PI)["layers"]]
-    kernels = Prediction(ms=9.9 + left, kernels=3, estimated={}, kernel_ms=())
+    kernels = Prediction(ms=9.9 + left, kernels=3, estimated={}, unread=(), kernel_ms=())
     report = odd(PI, predicted=kernels, predicted_layers={nodes[0]: 9.0, nodes[-1]: 0.9})
     assert report["unplaced_ms"] == pytest.approx(left)
     rows = sum(row["ms"] or 0 for row in grouped(report, by))
     assert rows + report["unplaced_ms"] == pytest.approx(report["predicted_ms"])
     assert ("stand in no row" in as_text(report)) is told
     assert (odd(PI)["unplaced_ms"], odd()["unplaced_ms"]) == (0, None)
+
+
+@pytest.mark.parametrize("unread", [(), ("Loop_at_3",)])
+def test_kernels_that_the_runtime_tells_nothing_of_are_named(unread: tuple[str, ...]) -> None:
+    found = odd(PI, predicted=Prediction(ms=9.9, kernels=3, estimated={}, unread=unread, kernel_ms=()))
+    assert found["prediction"]["unread"] == list(unread)
+    assert ("NOT predicted: Loop_at_3" in as_text(found)) is bool(unread)
 
 
 @pytest.mark.parametrize("by", BY)
