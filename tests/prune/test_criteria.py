@@ -15,7 +15,8 @@ from aerogel.graph import capture
 from aerogel.prune import CRITERIA, cut
 from aerogel.prune.coupling import Group, couple
 from aerogel.prune.criteria import bn_scale, l1, l2, random
-from aerogel.prune.cut import named_weights, scores
+from aerogel.prune.proof import named_weights
+from aerogel.prune.rank import scores
 
 
 class Pair(nn.Module):

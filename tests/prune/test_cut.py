@@ -16,7 +16,7 @@ from aerogel.cost import count
 from aerogel.errors import CaptureError, CutError
 from aerogel.graph import capture
 from aerogel.prune import cut, deepest
-from aerogel.prune.cut import TOLERANCE, prove
+from aerogel.prune.proof import TOLERANCE, prove
 
 # ---------------------------------------------------------------- exact, on the nets of the papers
 
