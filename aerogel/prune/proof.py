@@ -1,5 +1,7 @@
-"""The proof of a cut: on random inputs, norm statistics and biases, the output of the cut network equals that of the whole
-network with the same indices set to zero: |cut - masked| <= 1e-4 x |output| in float32.
+"""The proof of a cut: the cut network against the masked one.
+
+On random inputs, norm statistics and biases, the output of the cut network equals that of the whole network with the
+same indices set to zero: |cut - masked| <= 1e-4 x |output| in float32.
 """
 
 from __future__ import annotations
