@@ -5,3 +5,8 @@ from aerogel.prune.criteria import CRITERIA as CRITERIA
 from aerogel.prune.cut import Cut as Cut
 from aerogel.prune.cut import cut as cut
 from aerogel.prune.cut import deepest as deepest
+from aerogel.prune.recalibrate import recalibrate as recalibrate
+from aerogel.prune.schedule import SCHEDULES as SCHEDULES
+from aerogel.prune.schedule import cut_points as cut_points
+from aerogel.prune.sensitivity import Sensitivity as Sensitivity
+from aerogel.prune.sensitivity import sensitivity as sensitivity
