@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.optim import Optimizer
 
 from aerogel.cost import Cost, count
 from aerogel.errors import CutError, nearest
@@ -27,6 +28,7 @@ from aerogel.prune.criteria import Criterion
 from aerogel.prune.plan import check_counts, check_target, is_protected, names_of, plan
 from aerogel.prune.proof import Kept, copied, named_weights, prove, slices, to_tensors
 from aerogel.prune.rank import find_criterion, scores
+from aerogel.prune.surgery import Origin, apply_to, origin_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Cut:
     kept: Kept
     frozen: dict[str, str]
     inexact: dict[str, str] = field(default_factory=dict)
+    origin: Origin = field(default_factory=lambda: Origin({}, {}), repr=False, compare=False)
+
+    def apply_to(self, *holders: Optimizer | nn.Module) -> None:
+        """Cuts optimizers of the network before the cut, and averages of its weights, along, in place."""
+        apply_to(self.origin, self.model, self.kept, *holders)
 
 
 def cut(
@@ -115,7 +122,15 @@ def _proven(
             break
         coupling = without_failing(model, args, kwargs, coupling, removed, problem)
     smaller = resize(copied(model), slices(named_weights(model), kept))
-    return Cut(smaller, count(graph), count(capture(smaller, args, kwargs)), error, kept, coupling.frozen)
+    return Cut(
+        smaller,
+        count(graph),
+        count(capture(smaller, args, kwargs)),
+        error,
+        kept,
+        coupling.frozen,
+        origin=origin_of(model),
+    )
 
 
 def protected(coupling: Coupling, protect: Sequence[str]) -> Coupling:
