@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 
+from aerogel.compress.settings import Settings
 from aerogel.cost.budget import BYTES, COUNTS, TIMES, quantity
 from aerogel.errors import AerogelError, nearest
 
@@ -16,6 +17,7 @@ UNITS: dict[str, dict[str, float]] = {
     "macs": COUNTS,
     "access_bytes": BYTES,
     "peak_bytes": BYTES,
+    "file_bytes": BYTES,
     "channels": {},
 }
 
@@ -37,6 +39,15 @@ class Goal:
             now = typed(self.metric, before, absolute=True)
             raise AerogelError(f"--target {self.text}: the network is already within it ({now}); ask for less")
         return self.limit / before
+
+
+def goals_of(settings: Settings) -> tuple[Goal, ...]:
+    """None for a scan alone. Raises AerogelError as `parse_goals` does."""
+    if settings.verb == "prune" and not settings.target:
+        if settings.scan:
+            return ()
+        raise AerogelError("--target is missing; say what to reach, as --target macs=0.5, or ask for --scan alone")
+    return parse_goals(settings.target)
 
 
 def parse_goals(texts: Sequence[str]) -> tuple[Goal, ...]:

@@ -16,21 +16,35 @@ from aerogel.export.verify import run_onnx
 from aerogel.graph import capture
 from aerogel.prune import couple
 from aerogel.prune.coupling import Coupling
-from aerogel.prune.cut import protected
+from aerogel.prune.cut import freeze, protected
+from aerogel.prune.slimming import scale_of, scales
+from aerogel.prune.price import file_bytes
 
 BRIEF = 1.0  # seconds of a comparison that only steers; the verdict's own are in the settings
 
 
 def coupling_of(job: Job, model: nn.Module) -> Coupling:
-    """What can be cut, protected layers left out."""
-    return protected(couple(capture(model, job.example)), job.settings.protect)
+    """What can be cut: neither protected layers nor, by slimming, channels without a batch norm's scale."""
+    coupling = protected(couple(capture(model, job.example)), job.settings.protect)
+    return _scaled(coupling, model) if job.settings.penalty else coupling
+
+
+def _scaled(coupling: Coupling, model: nn.Module) -> Coupling:
+    """Without the groups that pass no batch norm."""
+    gammas = {name: gamma.detach().abs().cpu().numpy() for name, gamma in scales(model).items()}
+    bare = [group.name for group in coupling.groups if scale_of(group, gammas) is None]
+    return freeze(coupling, dict.fromkeys(bare, "passes no batch norm"))
 
 
 def sizes_of(coupling: Coupling) -> dict[str, int]:
     """Every metric that is counted, by name."""
     cost = count(coupling.graph)
     names = ("params", "macs", "flops", "access_bytes", "peak_bytes")
-    return {name: getattr(cost, name) for name in names} | {"channels": sum(len(group) for group in coupling.groups)}
+    channels = sum(len(group) for group in coupling.groups)
+    return {name: getattr(cost, name) for name in names} | {
+        "channels": channels,
+        "file_bytes": file_bytes(coupling.graph),
+    }
 
 
 def sizes(job: Job, model: nn.Module) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -56,7 +57,7 @@ class Op:
     source: str  # "file.py:12", the line of the user's forward, or ""
     inplace: bool = False
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, each once."""
         return tuple(dict.fromkeys(ref.name for ref in refs(self.args)))

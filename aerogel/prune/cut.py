@@ -25,9 +25,11 @@ from aerogel.graph import capture
 from aerogel.graph.resize import resize
 from aerogel.prune.coupling import Coupling, couple
 from aerogel.prune.criteria import Criterion
-from aerogel.prune.plan import check_counts, check_target, is_protected, names_of, plan
+from aerogel.prune.latency import DoesNotRun, LatencyAfter
+from aerogel.prune.plan import check_counts, check_target, is_protected, plan
 from aerogel.prune.proof import Kept, copied, named_weights, prove, slices, to_tensors
-from aerogel.prune.rank import find_criterion, scores
+from aerogel.prune.rank import check_ranking, find_criterion, scores
+from aerogel.prune.ratios import check_ratios, names_of
 from aerogel.prune.surgery import Origin, apply_to, origin_of
 
 
@@ -57,29 +59,44 @@ def cut(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
-    target: Mapping[str, float],
+    target: Mapping[str, float] | None = None,
     criterion: str | Criterion = "l2",
     ranking: str = "global",
+    ratios: Mapping[str, float] | None = None,
     round_to: int = 1,
     protect: Sequence[str] = (),
     min_channels: int = 1,
+    threads: int = 1,
 ) -> Cut:
     """A smaller copy of `model`; the model itself is untouched.
 
     args, kwargs: example inputs. target: {metric: fraction to keep}, metrics channels (of those that can be
-    cut), params, macs, access_bytes, peak_bytes. ranking: "global" compares channels through the whole network,
-    "local" within their group, so that every group loses the same share. round_to: groups keep multiples of it, or
-    all of their channels. protect: names or patterns of modules or weights that keep their shape.
+    cut), params, macs, access_bytes, peak_bytes, file_bytes, latency; latency_ms in milliseconds. A latency is that of
+    ONNX Runtime here with `threads`, from its single kernels (aerogel.prune.latency): seconds to minutes.
+    criterion: a name, a function (group, weights) -> scores, or what `aerogel.prune.criterion` makes of them.
+    ranking: "global" compares channels through the whole network, "local" within their group, so that every group
+    loses the same share, "isomorphic" between groups of one structure (aerogel.prune.rank). ratios: {pattern: share of
+    a layer's channels to remove} for layers of which that is set; the target is met by the others. round_to: groups
+    keep multiples of it, or all of their channels. protect: names or patterns of modules or weights that keep their
+    shape.
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
-    check_target(target)
-    check_counts(round_to=round_to, min_channels=min_channels)
+    if target is not None or ratios is None:
+        check_target(target)
+    check_ratios(ratios or {})
+    check_ranking(ranking)
+    check_counts(round_to=round_to, min_channels=min_channels, threads=threads)
     score = find_criterion(criterion)
     weights = named_weights(model)
+    after = LatencyAfter(model, args, kwargs, threads)
 
     def choose(coupling: Coupling) -> np.ndarray:
-        ranks = scores(coupling, weights, score)
-        return plan(coupling, ranks, target, round_to=round_to, min_channels=min_channels, ranking=ranking)
+        found = scores(coupling, weights, score)
+        try:
+            return plan(coupling, found, target or {}, round_to=round_to, min_channels=min_channels, ranking=ranking,
+                        ratios=ratios, latency=lambda removed: after(coupling, removed))  # fmt: skip
+        except DoesNotRun as failed:  # the proof will say of which group, and freeze it
+            return failed.removed
 
     return _proven(model, args, kwargs, protect, choose)
 

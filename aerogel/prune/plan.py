@@ -1,34 +1,42 @@
 """How many channels, and which: the fewest, lowest-ranked ones whose removal meets every target.
 
-Each candidate is priced on the captured graph resized on paper, so a plan costs milliseconds a step.
+Each candidate is priced on the captured graph resized on paper, so a plan costs milliseconds a step. A latency is
+priced by exporting the network as it would be cut (`aerogel.prune.latency`), which takes seconds, so that few are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
-from aerogel.cost import Cost, count
 from aerogel.errors import CutError, nearest
 from aerogel.prune.coupling import Coupling, Group
+from aerogel.prune.price import METRICS as METRICS
+from aerogel.prune.price import measure as measure
+from aerogel.prune.price import measures, shares_left
+from aerogel.prune.rank import check_ranking, ranks
+from aerogel.prune.ratios import fixed_counts, matches, names_of
 
-RANKINGS = ("global", "local")
-METRICS = ("channels", "params", "macs", "access_bytes", "peak_bytes")
+LATENCIES = ("latency", "latency_ms")  # a fraction to keep; milliseconds
+COARSE, FINE = 8, 128  # steps in which a latency is searched: of the way to the deepest cut
+Milliseconds = Callable[[np.ndarray], float]
 
 
-def check_target(target: Mapping[str, float]) -> None:
-    """Raises CutError unless every target is a known metric with a fraction in (0, 1]."""
+def check_target(target: Mapping[str, float] | None) -> None:
+    """Raises CutError unless every target is a known metric with a fraction in (0, 1], or milliseconds above 0."""
     if not isinstance(target, Mapping) or not target:
         raise CutError(f"cut: target must name fractions to keep, as {{'macs': 0.5}}, got {target!r}")
-    for metric, fraction in target.items():
-        if metric == "latency":
-            raise CutError("cut: latency is measured on the exported file; use `aerogel compress --target latency=...`")
-        if metric not in METRICS:
-            raise CutError(f"cut: target {metric!r} is unknown; {nearest(str(metric), METRICS)}")
-        if not (isinstance(fraction, int | float) and 0 < fraction <= 1):
-            raise CutError(f"cut: target {metric} must be a fraction to keep in (0, 1], got {fraction!r}")
+    for metric, goal in target.items():
+        if metric not in (*METRICS, *LATENCIES):
+            raise CutError(f"cut: target {metric!r} is unknown; {nearest(str(metric), (*METRICS, *LATENCIES))}")
+        number = isinstance(goal, int | float)
+        if metric == "latency_ms" and not (number and 0 < goal < math.inf):
+            raise CutError(f"cut: target latency_ms must be milliseconds above 0, got {goal!r}")
+        if metric != "latency_ms" and not (number and 0 < goal <= 1):
+            raise CutError(f"cut: target {metric} must be a fraction to keep in (0, 1], got {goal!r}")
 
 
 def check_counts(**counts: int) -> None:
@@ -46,85 +54,65 @@ def plan(
     round_to: int = 1,
     min_channels: int = 1,
     ranking: str = "global",
+    ratios: Mapping[str, float] | None = None,
+    latency: Milliseconds | None = None,
 ) -> np.ndarray:
     """The components to remove, as flags (coupling.count,).
 
-    scores: for each group, (n,). ranking: "global" compares them as they are through the whole network, equal ones
-    spread over the groups; "local" only within a group, so that every group loses the same share. Every group keeps
-    at least `min_channels`, and a multiple of `round_to` (or all of its channels).
+    scores: for each group, (n,). ranking: who competes with whom, see `aerogel.prune.rank`. Every group keeps at least
+    `min_channels`, and a multiple of `round_to` (or all of its channels). ratios: {pattern: share to remove} of the
+    groups for which that is set; the target is met by what the others lose. latency: milliseconds after a planned cut,
+    for a latency target. It falls with the width only roughly, in steps of the processor's vectors; taken is the first
+    cut in COARSE steps that meets it, then the first in FINE steps before that one: not always the smallest.
     Raises CutError when even the deepest cut misses a target, saying how far it reaches.
     """
     check_counts(round_to=round_to, min_channels=min_channels)
-    if ranking not in RANKINGS:
-        raise CutError(f"cut: ranking {ranking!r} is unknown; {nearest(str(ranking), RANKINGS)}")
-    sizes = [len(group) for group in coupling.groups]
+    check_ranking(ranking)
+    fixed = fixed_counts(coupling, ratios or {})
+    free = [i for i, group in enumerate(coupling.groups) if group.name not in fixed]
+    ranked = ranks([coupling.groups[i] for i in free], [scores[i] for i in free], coupling.graph, ranking)
+    rank_of = dict(zip(free, ranked, strict=True))
     order = [np.argsort(score, kind="stable") for score in scores]
-    ranks = _ranks(scores, order, ranking)
+    most = sum(map(len, ranked))
 
+    @cache
     def removed(k: int) -> np.ndarray:
         """Flags when the k lowest-ranked channels of the network are asked for."""
         flags = np.zeros(coupling.count, bool)
-        for group, rank, lowest in zip(coupling.groups, ranks, order, strict=True):
-            keep = _round_up(max(int((rank >= k).sum()), min_channels), round_to, len(group))
+        for i, (group, lowest) in enumerate(zip(coupling.groups, order, strict=True)):
+            wanted = int((rank_of[i] >= k).sum()) if i in rank_of else len(group) - fixed[group.name]
+            keep = _round_up(max(wanted, min_channels), round_to, len(group))
             flags[group.units[lowest[: len(group) - keep]]] = True
         return flags
 
-    before = _measures(coupling, target)
+    counted = {metric: goal for metric, goal in target.items() if metric in METRICS}
+    before = dict(measures(coupling, counted))
 
+    @cache
     def met(k: int) -> bool:
-        return all(f <= target[m] for m, f in fractions(coupling, removed(k), before).items())
+        return all(share <= counted[m] for m, share in shares_left(coupling, removed(k), before))
 
-    if not met(sum(sizes)):
-        reach = fractions(coupling, removed(sum(sizes)), before)
-        missed = ", ".join(f"{m}={target[m]:g} (cutting reaches {f:.3g})" for m, f in reach.items() if f > target[m])
-        held = "" if coupling.groups else "; nothing can be cut: every channel is frozen"
-        raise CutError(
-            f"cut: target {missed} is out of reach{held}; ask for a larger fraction or free protected layers"
-        )
-    return removed(_first(met, sum(sizes)))
-
-
-def measure(coupling: Coupling, metric: str, removed: np.ndarray | None = None) -> float:
-    """A metric of the network after a planned cut (none: as it is); `channels` are those that can be cut."""
-    return _measures(coupling, [metric], removed)[metric]
-
-
-def names_of(target: str) -> set[str]:
-    """A weight's name and those of the modules it stands in: a.b.weight -> {a.b.weight, a.b, a}."""
-    parts = target.split(".")
-    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    if not met(most):
+        reach = dict(shares_left(coupling, removed(most), before))
+        missed = ", ".join(f"{m}={counted[m]:g} (cutting reaches {f:.3g})" for m, f in reach.items() if f > counted[m])
+        raise CutError(_out_of_reach(missed, coupling))
+    enough = _first(met, most)
+    if counted.keys() == target.keys():
+        return removed(enough)
+    if latency is None:
+        raise CutError("plan: a latency target needs latency=, the milliseconds after a planned cut; `cut` gives it")
+    return removed(_first_fast(lambda k: latency(removed(k)), target, enough, most, coupling))
 
 
 def is_protected(group: Group, protect: Sequence[str]) -> str | None:
     """The pattern that names one of the group's weights or modules, if any: 'features.0', '*.conv1'."""
     names = set[str]().union(*(names_of(member.target) for member in group.members))
-    return next((p for p in protect if any(fnmatchcase(name, p) for name in names)), None)
+    return next((pattern for pattern in protect if matches(pattern, names)), None)
 
 
-def _measures(coupling: Coupling, metrics: Iterable[str], removed: np.ndarray | None = None) -> dict[str, float]:
-    cost: Cost = count(coupling.graph if removed is None else coupling.resized(removed))
-    gone = 0 if removed is None else int(removed.sum())
-    channels = sum(len(group) for group in coupling.groups) - gone
-    return {m: float(channels if m == "channels" else getattr(cost, m)) for m in metrics}
-
-
-def fractions(coupling: Coupling, removed: np.ndarray, before: Mapping[str, float]) -> dict[str, float]:
-    """What share of each metric would be left; all of it where there is nothing to begin with."""
-    after = _measures(coupling, before, removed)
-    return {m: after[m] / whole if whole else 1.0 for m, whole in before.items()}
-
-
-def _ranks(scores: Sequence[np.ndarray], order: Sequence[np.ndarray], ranking: str) -> list[np.ndarray]:
-    """For each group, the rank (n,) of its channels in the whole network.
-
-    global: by score, then by place in the group (a share, 0 to 1); local: by place, then by score.
-    """
-    places = np.concatenate([[], *(np.argsort(lowest) / len(lowest) for lowest in order)])
-    values = np.concatenate([[], *scores])
-    lowest_first = np.lexsort((places, values) if ranking == "global" else (values, places))
-    ranks = np.empty(len(lowest_first), dtype=int)
-    ranks[lowest_first] = np.arange(len(lowest_first))
-    return np.split(ranks, np.cumsum([len(score) for score in scores], dtype=int))[:-1]
+def _out_of_reach(missed: str, coupling: Coupling) -> str:
+    held = "" if coupling.groups else "; nothing can be cut: every channel is frozen"
+    return f"cut: target {missed} is out of reach{held}; ask for a larger fraction or free protected layers"
 
 
 def _round_up(keep: int, multiple: int, whole: int) -> int:
@@ -138,3 +126,30 @@ def _first(met: Callable[[int], bool], high: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if met(middle) else (middle + 1, high)
     return low
+
+
+def _first_fast(
+    ms: Callable[[int], float], target: Mapping[str, float], low: int, high: int, coupling: Coupling
+) -> int:
+    """The first k of [low, high], in coarse and then in fine steps, whose milliseconds meet the latency target."""
+    whole = ms(0) if "latency" in target else math.nan
+    goal = min(target.get("latency", math.inf) * whole if "latency" in target else math.inf,
+               target.get("latency_ms", math.inf))  # fmt: skip
+    tried: dict[int, float] = {}
+
+    def fast(k: int) -> bool:
+        tried[k] = ms(k)
+        return tried[k] <= goal
+
+    stops = sorted({low + (high - low) * step // COARSE for step in range(COARSE + 1)})
+    found = next((k for k in stops if fast(k)), None)
+    if found is None:
+        best = min(tried.values())
+        name = "latency" if "latency" in target else "latency_ms"
+        reached = best / whole if name == "latency" else best
+        raise CutError(_out_of_reach(f"{name}={target[name]:g} (cutting reaches {reached:.3g})", coupling))
+    slower = max((k for k in tried if k < found), default=found)
+    while found - slower > max(1, high // FINE):
+        middle = (slower + found) // 2
+        slower, found = (slower, middle) if fast(middle) else (middle, found)
+    return found

@@ -1,0 +1,70 @@
+"""The latency that a network would have after a planned cut, from the times of its single kernels on this machine.
+
+The network is cut on paper no further: it is sliced, exported, and read as ONNX Runtime would run it; each kernel's
+time comes from the machine's table (`aerogel.cost.kernels`), where those of other cuts are kept, and is measured where
+the table lacks it. A kernel that does not run by itself counts as long as it took in place.
+The sum leaves out what the device profile would correct (1 to 3 % on the CPU it was fitted on, see docs/log.md), so
+that no calibration is needed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from aerogel.cost.kernels import KernelTable
+from aerogel.cost.runtime import read_runtime
+from aerogel.errors import AerogelError
+from aerogel.export.onnx import export_onnx
+from aerogel.graph.resize import resize
+from aerogel.prune.coupling import Coupling
+from aerogel.prune.proof import copied, named_weights, prove, slices, to_tensors
+
+PROFILE_SECONDS = 0.05  # of the runtime's profiler, for the shapes; the times come from the table
+
+
+class DoesNotRun(Exception):
+    """The network cut like this fails its proof, so that no latency can be told. removed: what was cut."""
+
+    def __init__(self, removed: np.ndarray) -> None:
+        super().__init__("the network does not run when it is cut like this")
+        self.removed = removed
+
+
+class LatencyAfter:
+    """Called with (coupling, components to remove): milliseconds of one input. Equal shapes are priced once."""
+
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, threads: int = 1
+    ) -> None:
+        self.model, self.args, self.kwargs = model, args, dict(kwargs or {})
+        self.table = KernelTable(threads)
+        self._known: dict[bytes, float] = {}
+
+    def __call__(self, coupling: Coupling, removed: np.ndarray) -> float:
+        """Raises DoesNotRun where a group should be frozen, AerogelError where the network cannot be exported."""
+        shapes = {t: tuple(-1 if k is None else len(k) for k in dims) for t, dims in coupling.kept(removed).items()}
+        key = repr(sorted(shapes.items())).encode()
+        if key not in self._known:
+            kept = to_tensors(coupling.kept(removed))
+            smaller = resize(copied(self.model), slices(named_weights(self.model), kept))
+            try:
+                self._known[key] = self._price(smaller)
+            except AerogelError:
+                if prove(self.model, self.args, self.kwargs, kept)[1] is None:
+                    raise
+                raise DoesNotRun(removed) from None
+        return self._known[key]
+
+    def _price(self, model: nn.Module) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            made = export_onnx(model, self.args, Path(folder) / "model.onnx", kwargs=self.kwargs)
+            batch = 1 if made.dynamic_batch else len(self.args[0])
+            runtime = read_runtime(made.path, threads=self.table.threads, batch=batch, seconds=PROFILE_SECONDS)
+            alone = self.table.measure(runtime)
+        return sum(one.ms if (ms := alone[one.name]) is None else ms for one in runtime.kernels)
