@@ -82,6 +82,42 @@ def light_nets() -> str:
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python reproduce/light_nets.py`."])
 
 
+SLIMMING = {
+    "unpruned": "unpruned",
+    "sparse": "trained with the penalty",
+    "slimmed": "slimmed, before fine-tuning",
+    "tuned": "**slimmed, fine-tuned**",
+    "uniform_macs": "uniform L1 to the same MACs, fine-tuned",
+    "uniform_params": "uniform L1 to the same parameters, fine-tuned",
+    "scratch_e": "the slimmed shapes from scratch, same epochs",
+    "scratch_b": "the slimmed shapes from scratch, same compute",
+    "unpruned_twice": "unpruned, twice the epochs",
+}
+
+
+def slimming(job: str = "fashion_vgg16") -> str:
+    """What one job of liu2017_slimming.py left of accuracy, parameters and MACs."""
+    held = {row["row"]: row for row in rows(RESULTS / "liu2017_slimming.json") if row["row"].startswith(f"{job}_")}
+    if f"{job}_unpruned_top1" not in held:
+        return "Not measured yet."
+    lines = ["| network | top-1 by seed, % | mean ± sd | params | MACs |", "|---|---|---|---|---|"]
+    for name, title in SLIMMING.items():
+        if f"{job}_{name}_top1" not in held:
+            continue
+        top1, params, macs = (held[f"{job}_{name}_{row}"] for row in ("top1", "params", "macs"))
+        fewer = [
+            f"{held[f'{job}_{name}_{row}']['mean'] / held[f'{job}_unpruned_{row}']['mean'] - 1:+.1%}"
+            for row in ("params", "macs")
+        ]
+        by_seed = " ".join(f"{value:.2f}" for _, value in sorted(zip(top1["seeds"], top1["ours"], strict=True)))
+        lines.append(
+            f"| {title} | {by_seed} | {_cell(top1, ' %')} | {params['mean'] / 1e3:.0f} k ({fewer[0]}) "
+            f"| {macs['mean'] / 1e6:.2f} M ({fewer[1]}) |"
+        )
+    last = held[f"{job}_unpruned_top1"]
+    return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
+
+
 TABLES = {"first_light": (ROOT / "README.md", first_light), "light_nets": (ROOT / "docs" / "nets.md", light_nets)}
 
 
