@@ -1,75 +1,130 @@
 """Index labels pushed through the graph: which index of which tensor must go when another one goes.
 
-Every index of every weight dimension gets an integer label. The graph is run on labels instead of numbers:
-- data movement (flatten, view, permute, cat, chunk ...) simply runs on the label tensor, so it is exact;
+Every index of every weight dimension has an integer label. The graph is run on labels instead of numbers:
+- data movement (flatten, view, permute, cat, chunk ...) runs on the labels, so it is exact;
 - compute unifies labels: a convolution's input channels with its weight's second dimension, a norm's
-  parameters with its channels, both operands of an addition;
+  parameters with its channels, both operands of an addition, the index that a product sums over;
 - what must stay rectangular is tied: a view that splits channels into (groups, c) ties the groups' c-th
-  channels, equal chunks tie their i-th channels.
+  channels, one that splits them into heads ties a head's channels, equal chunks tie their i-th channels.
 Label 0 marks an index that must stay (the network's input, constants). What an op without a rule touches, and
-the network's outputs, are pinned with the reason: they stay whole.
+the network's outputs, are pinned with the reason: they stay whole. What a statistic couples (a layer norm over
+channels) is marked: a cut there changes what is left.
 
-A label tensor has its value's rank; a dimension along which nothing changes has size 1.
-To teach a new op, add one row to RULES. A rule is `(state, op) -> label tensors of the outputs`.
+What a value's indices are called is its `Tag`. A tag's field is a label tensor of the value's rank, of size 1
+along every dimension in which its labels do not change; the value's element exists while its labels in all of the
+fields do. Most values have one field, along their channels; after a product over tokens there are two.
+
+To teach a new op, add one row to a table in `aerogel.graph.rules`: a rule is `(state, op) -> tags of the outputs`.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aerogel.graph.graph import Graph, Op, Ref, Value, fill
+from aerogel.graph.graph import Graph, Op, Ref, Value
 
-Rule = Callable[["Labels", Op], list[Tensor]]
+ELEMENTS = 1 << 22  # a weight used element by element is followed up to this size
+
+
+class Tag(NamedTuple):
+    """fields: see above. base: the label of every index that no field names. free: dimensions along which one number
+    is repeated as often as the code asks for, so that their size follows whatever they meet."""
+
+    fields: tuple[Tensor, ...] = ()
+    base: int = 0
+    free: frozenset[int] = frozenset()
+
+
+Rule = Callable[["Labels", Op], list[Tag]]
 
 
 class Labels:
     """What running the graph on labels found.
 
-    dims:   (target, dimension) -> labels (size,) of every weight dimension that a rule gave a meaning
-    values: activation name -> label tensor, broadcastable to the value's shape
-    pairs:  labels that stand for one thing, as (2, k) tensors
-    pins:   (labels, reason) of what must stay whole
-    pinned: weight -> reason why all its dimensions stay whole
-    count:  how many labels there are, 0 among them
+    dims:    (target, dimension) -> labels (size,) of every weight dimension that a rule gave a meaning
+    tags:    activation name -> Tag
+    factors: activation name -> labels of each dimension, where it is a weight re-arranged or re-scaled
+    pairs:   labels that stand for one thing, as (2, k) tensors
+    pins:    (labels, reason) of what must stay whole
+    marks:   (labels, reason) of what can only be cut inexactly
+    pinned:  weight -> reason why all its dimensions stay whole
+    grids:   (one label an element of a weight, the labels of its dimensions)
+    heads:   (labels, head) as (2, k) tensors: channels that products take head by head
+    count:   how many labels there are, 0 among them
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, head_of: Tensor | None = None, *, whole_heads: bool = True) -> None:
+        """head_of: from label to head, as an earlier run found them; None: this is that run."""
         self.graph = graph
+        self.head_of, self.whole_heads = head_of, whole_heads
         self.dims: dict[tuple[str, int], Tensor] = {}
-        self.values: dict[str, Tensor] = {}
+        self.tags: dict[str, Tag] = {}
+        self.factors: dict[str, list[Tensor]] = {}
         self.pairs: list[Tensor] = []
         self.pins: list[tuple[Tensor, str]] = []
+        self.marks: list[tuple[Tensor, str]] = []
         self.pinned: dict[str, str] = {}
+        self.grids: list[tuple[Tensor, list[Tensor]]] = []
+        self.heads: list[Tensor] = []
+        self._starts: dict[tuple[str, int], int] = {}  # numbered beforehand: the same in every run
         self.count = 1
+        for value in graph.values.values():
+            if value.is_weight and (value.target, 0) not in self._starts:
+                for d, size in enumerate(value.shape):
+                    self._starts[value.target, d] = self.count
+                    self.count += size
 
-    def of(self, ref: Ref) -> Tensor:
-        """Labels of an activation or input; a weight has none of its own until a rule names a dimension."""
-        known = self.values.get(ref.name)
-        return _zeros(len(self.value(ref).shape)) if known is None else known
+    # ------------------------------------------------------------ reading
 
     def value(self, ref: Ref) -> Value:
         return self.graph.values[ref.name]
 
-    def are_weights(self, *refs: Ref | None) -> bool:
-        return all(ref is None or self.value(ref).is_weight for ref in refs)
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        return self.graph.values[ref.name].shape
 
-    def dim(self, ref: Ref, d: int) -> Tensor:
-        """The labels of dimension d of a weight, allotted on first use."""
+    def is_matrix(self, *refs: Ref | None) -> bool:
+        """Whether each is a weight, maybe re-arranged, whose dimensions can be named one by one."""
+        return all(ref is None or self.value(ref).is_weight or ref.name in self.factors for ref in refs)
+
+    def of(self, ref: Ref, along: Iterable[int] = ()) -> Tag:
+        """The tag of a value; for a weight, `along` are the dimensions on which channels may run there."""
+        if not self.is_matrix(ref):
+            return self.tags.get(ref.name, Tag())
+        value = self.value(ref)
+        if not value.dtype.is_floating_point and not value.dtype.is_complex:
+            return Tag()  # numbers that are looked up, compared with, counted
+        wide = [d for d, size in enumerate(value.shape) if size > 1]
+        named = [d for d in wide if d in along] or wide
+        if not wide:
+            return Tag()
+        if len(named) == 1:
+            return Tag((along_dim(self.factor(ref, named[0]), named[0], len(value.shape)),))
+        if value.numel > ELEMENTS:
+            return Tag(base=self.fixed(self.pin_matrix(ref, f"{value.target or ref.name} is used element by element")))
+        labels = self.fresh(value.numel).view(value.shape)
+        self.grids.append((labels, [self.factor(ref, d) for d in range(labels.ndim)]))
+        return Tag((labels,))
+
+    def factor(self, ref: Ref, d: int) -> Tensor:
+        """The labels of dimension d of a weight, maybe re-arranged."""
+        if ref.name in self.factors:
+            return self.factors[ref.name][d]
         value = self.value(ref)
         key = (value.target, d)
         if key not in self.dims:
-            self.dims[key] = self._fresh(value.shape[d])
+            start = self._starts[key]
+            self.dims[key] = torch.arange(start, start + value.shape[d])
             if value.kind == "constant":
                 self.pin(self.dims[key], f"{value.target} is a constant, neither parameter nor buffer")
             elif value.target in self.pinned:
                 self.pin(self.dims[key], self.pinned[value.target])
         return self.dims[key]
+
+    # ------------------------------------------------------------ joining
 
     def unify(self, a: Tensor, b: Tensor) -> None:
         a, b = torch.broadcast_tensors(a, b)
@@ -82,14 +137,37 @@ class Labels:
         if len(labels):
             self.pins.append((labels, reason))
 
-    def pin_all(self, op: Op, reason: str) -> list[Tensor]:
+    def mark(self, labels: Tensor, reason: str) -> None:
+        """A cut of these labels is not exact."""
+        self.marks.append((labels[labels != 0].unique(), reason))
+
+    def pin_tag(self, tag: Tag, reason: str) -> None:
+        for field in tag.fields:
+            self.pin(field, reason)
+
+    def pin_all(self, op: Op, reason: str) -> list[Tag]:
         """Refuse rather than guess: all that the op reads stays whole, and so does what meets its outputs."""
+        held = False
         for name in op.inputs:
-            self.pin(self.of(Ref(name)), reason)
-            if self.graph.values[name].is_weight:
-                self.pin_weight(self.graph.values[name].target, reason)
-        ranks = [len(self.graph.values[name].shape) for name in op.outputs]
-        return [self.fixed(n, reason) if op.inputs else _zeros(n) for n in ranks]
+            ref = Ref(name)
+            if self.is_matrix(ref):
+                self.pin_matrix(ref, reason)
+                held = True
+            else:
+                tag = self.of(ref)
+                self.pin_tag(tag, reason)
+                held = held or bool(tag.fields) or tag.base != 0
+        base = self.fixed(reason) if held else 0
+        return [Tag(base=base) for _ in op.outputs]
+
+    def pin_matrix(self, ref: Ref, reason: str) -> str:
+        """Every dimension of a weight stays; the reason."""
+        if ref.name in self.factors:
+            for labels in self.factors[ref.name]:
+                self.pin(labels, reason)
+        else:
+            self.pin_weight(self.value(ref).target, reason)
+        return reason
 
     def pin_weight(self, target: str, reason: str) -> None:
         """Every dimension of a weight stays, those already named and those named later."""
@@ -98,43 +176,68 @@ class Labels:
             if name == target:
                 self.pin(labels, reason)
 
-    def fixed(self, ndim: int, reason: str) -> Tensor:
-        """One label in every place, pinned: whatever meets it stays, for this reason."""
-        label = self._fresh(1)
+    def fixed(self, reason: str) -> int:
+        """A pinned label: whatever meets it stays, for this reason."""
+        label = self.fresh(1)
         self.pin(label, reason)
-        return label.view([1] * ndim)
+        return int(label)
 
-    def only_along(self, labels: Tensor, dim: int, op: Op) -> Tensor:
-        """The label vector along `dim`; where labels also change along another dimension they are pinned."""
-        dim %= labels.ndim
-        if any(size > 1 for d, size in enumerate(labels.shape) if d != dim):
-            self.pin(labels, f"{op.kind} ({op.where}) mixes them along another dimension than {dim}")
-            return labels.max().view(1)
-        return labels.flatten()
-
-    def full(self, ref: Ref) -> Tensor:
-        return self.of(ref).expand(self.value(ref).shape)
-
-    def _fresh(self, size: int) -> Tensor:
+    def fresh(self, size: int) -> Tensor:
         self.count += size
         return torch.arange(self.count - size, self.count)
 
+    # ------------------------------------------------------------ what rules share
 
-def push_labels(graph: Graph) -> Labels:
-    """Runs the graph on labels."""
-    state = Labels(graph)
-    for op in graph.ops:
-        rule = RULES.get(op.kind)
-        if rule is None:
-            out = state.pin_all(op, f"op {op.kind} ({op.where}) is not understood")
-        else:
-            out = rule(state, op)
-        state.values |= dict(zip(op.outputs, out, strict=True))
-    for name in graph.outputs:
-        state.pin(state.of(Ref(name)), "network output")
-        if graph.values[name].is_weight:
-            state.pin_weight(graph.values[name].target, "network output")
-    return state
+    def along(self, tag: Tag, dim: int, size: int, op: Op) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(labels (size,) of one dimension, the fields that do not touch it).
+
+        Fields that change along it and along others too are pinned.
+        """
+        vector, rest = None, []
+        for field in tag.fields:
+            varying = wide(field)
+            if varying == [dim]:
+                if vector is not None:
+                    self.unify(vector, field.flatten())
+                vector = field.flatten()
+            elif dim in varying:
+                self.pin(field, f"{op.kind} ({op.where}) mixes them along another dimension than {dim}")
+                vector = field.new_full((size,), int(field.max()))
+            else:
+                rest.append(field)
+        if vector is None:
+            vector = torch.full((size,), tag.base)
+        return vector, tuple(rest)
+
+    def rectangle(self, field: Tensor) -> Tensor:
+        """The field along one dimension, the same positions along the others tied: a cut must leave a full rectangle.
+
+        Of labels that change along several dimensions, (groups, c) say, the longest is cut, of heads the heads.
+        """
+        varying = wide(field)
+        if len(varying) < 2 or self.head_of is None:
+            return field
+        keep = max(reversed(varying), key=lambda d: field.shape[d])
+        if len(self.head_of):
+            known = self.head_of[field.clamp_max(len(self.head_of) - 1)].where(field < len(self.head_of), -1)
+            if (known >= 0).any():
+                by_head = [d for d in varying if bool((known.narrow(d, 0, 1) != known).any())]
+                others = [d for d in varying if d not in by_head]
+                if self.whole_heads and by_head:
+                    keep = max(by_head, key=lambda d: field.shape[d])
+                elif others:
+                    keep = max(reversed(others), key=lambda d: field.shape[d])
+        first = field
+        for d in varying:
+            if d != keep:
+                first = first.narrow(d, 0, 1)
+        self.unify(field, first)
+        return first.clone()
+
+
+def wide(field: Tensor) -> list[int]:
+    """The dimensions along which its labels change."""
+    return [d for d, size in enumerate(field.shape) if size > 1]
 
 
 def collapse(labels: Tensor) -> Tensor:
@@ -147,224 +250,47 @@ def collapse(labels: Tensor) -> Tensor:
     return labels.clone()
 
 
-def _zeros(ndim: int) -> Tensor:
-    """Label 0 in every place."""
-    return torch.zeros([1] * ndim, dtype=torch.long)
-
-
-def _along(vector: Tensor, dim: int, ndim: int) -> Tensor:
+def along_dim(vector: Tensor, dim: int, ndim: int) -> Tensor:
     """(n,) -> rank ndim with n at dim and 1 elsewhere."""
     return vector.view([-1 if d == dim % ndim else 1 for d in range(ndim)])
 
 
-# ---------------------------------------------------------------- compute
+def field_along(vector: Tensor, dim: int, ndim: int) -> tuple[Tensor, ...]:
+    """A field of these labels; none where all of them are 0, which says nothing."""
+    return (along_dim(vector, dim, ndim),) if bool((vector != 0).any()) else ()
 
 
-def convolution(state: Labels, op: Op) -> list[Tensor]:
-    """x (N, I, *), weight (O, I/g, *k) -> (N, O, *). Depthwise: input c feeds outputs c*m ... c*m+m-1.
-
-    Otherwise grouped: the k-th channels of all groups are tied, so that groups keep equal counts.
-    """
-    x, weight, bias = op.args[:3]
-    if not state.are_weights(weight, bias) or state.are_weights(x):
-        return state.pin_all(op, f"{op.kind} ({op.where}) convolves with a computed weight")
-    ndim = len(state.value(x).shape)
-    axis = 1 if ndim == len(state.value(weight).shape) else 0  # 0: no batch dimension
-    channels = state.only_along(state.of(x), axis, op).expand(state.value(x).shape[axis])
-    out, per_group = state.dim(weight, 0), state.value(weight).shape[1]
-    groups = len(channels) // per_group
-    if groups == 1:
-        state.unify(channels, state.dim(weight, 1))
-    elif per_group == 1:
-        state.unify(out.view(groups, -1), channels.view(groups, 1))
-    else:
-        state.unify(channels.view(groups, per_group), state.dim(weight, 1))
-        state.unify(out.view(groups, -1), out.view(groups, -1)[:1])
-    if bias is not None:
-        state.unify(state.dim(bias, 0), out)
-    return [_along(out, axis, ndim)]
-
-
-def linear(state: Labels, op: Op) -> list[Tensor]:
-    """x (*, I), weight (O, I) -> (*, O)."""
-    x, weight, bias = op.args[:3]
-    if not state.are_weights(weight, bias) or state.are_weights(x):
-        return state.pin_all(op, f"{op.kind} ({op.where}) multiplies by a computed weight")
-    state.unify(state.only_along(state.of(x), -1, op), state.dim(weight, 1))
-    out = state.dim(weight, 0)
-    if bias is not None:
-        state.unify(state.dim(bias, 0), out)
-    return [_along(out, -1, len(state.value(x).shape))]
-
-
-def batch_norm(state: Labels, op: Op) -> list[Tensor]:
-    """x (N, C, *), weight, bias, running mean and variance (C,)."""
-    x, *parameters = op.args[:5]
-    if not state.are_weights(*parameters):
-        return state.pin_all(op, f"{op.kind} ({op.where}) scales by a computed weight")
-    labels = state.only_along(state.of(x), 1, op)
-    for parameter in parameters:
-        if parameter is not None:
-            state.unify(labels, state.dim(parameter, 0))
-    return [_along(labels, 1, len(state.value(x).shape))]
-
-
-def elementwise(state: Labels, op: Op) -> list[Tensor]:
-    """Operands of any number, broadcast together: what meets is one thing.
-
-    An operand of size 1 where another one's labels change (a one-channel gate, a scalar) is no partner of any
-    single index: it stays, and does not hold the others.
-    """
-    shape = state.graph.values[op.outputs[0]].shape
-    operands = [arg for arg in op.args if isinstance(arg, Ref)]
-    known = [_padded(state.of(ref), len(shape)) for ref in operands]
-    varying = {d for labels in known for d in range(len(shape)) if labels.shape[d] > 1}
-    partners = []
-    for ref, labels in zip(operands, known, strict=True):
-        size = [1] * (len(shape) - len(state.value(ref).shape)) + list(state.value(ref).shape)
-        if state.are_weights(ref):
-            labels = _parameter_labels(state, ref, size, varying)
-        if any(size[d] == 1 < shape[d] for d in varying):
-            state.pin(labels, f"{op.kind} ({op.where}) broadcasts it over channels")
-        elif math.prod(size) > 1 or math.prod(shape) == 1:
-            partners.append(labels)
-    for labels in partners[1:]:
-        state.unify(partners[0], labels)
-    out = _zeros(len(shape))
-    for labels in partners:  # the same things under several names: carry one that has a name at all
-        out, labels = torch.broadcast_tensors(out, labels)
-        out = torch.where(out == 0, labels, out)
-    return [out]
-
-
-def _parameter_labels(state: Labels, ref: Ref, size: Sequence[int], varying: set[int]) -> Tensor:
-    """A bare parameter (a layer scale, a position table) is labelled along the dimension channels run on."""
-    lead = len(size) - len(state.value(ref).shape)
-    wide = [d for d in range(len(size)) if size[d] > 1]
-    along = [d for d in wide if d in varying] if varying else wide
-    if len(along) == 1:
-        return _along(state.dim(ref, along[0] - lead), along[0], len(size))
-    if not wide:  # a scalar
-        return _zeros(len(size))
-    reason = f"{state.value(ref).target} is used element by element, along no single dimension of channels"
-    state.pin_weight(state.value(ref).target, reason)
-    return state.fixed(len(size), reason)
-
-
-def _padded(labels: Tensor, ndim: int) -> Tensor:
+def padded(labels: Tensor, ndim: int) -> Tensor:
     return labels.view([1] * (ndim - labels.ndim) + list(labels.shape))
 
 
-# ---------------------------------------------------------------- shape
+def reshaped(field: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """A field of a value of shape `before` seen in shape `after`. Only the dimensions that hold its labels are written
+    out, not the whole tensor."""
+    pieces = _blocks(before, after)
+    sizes, shown = list(field.shape), [1] * len(after)
+    for ins, outs in pieces:
+        if any(sizes[d] > 1 for d in ins):
+            for d in ins:
+                sizes[d] = before[d]
+            for d in outs:
+                shown[d] = after[d]
+    return collapse(field.expand(sizes).reshape(shown))
 
 
-def unchanged(state: Labels, op: Op) -> list[Tensor]:
-    """Activations, dropout, casts: one input, the same shape out."""
-    if len(op.inputs) != 1 or state.are_weights(op.args[0]):
-        return state.pin_all(op, f"{op.kind} ({op.where}) reads a weight, or more than one tensor")
-    return [state.of(op.args[0])]
-
-
-def along_space(state: Labels, op: Op) -> list[Tensor]:
-    """Pooling, padding, resizing: the dimensions they work along must not be the ones channels run on."""
-    labels = state.of(op.args[0])
-    if state.are_weights(op.args[0]) or any(labels.shape[d] > 1 for d in _worked_along(op)):
-        return state.pin_all(op, f"{op.kind} ({op.where}) works along channels")
-    return [labels for _ in op.outputs]
-
-
-def _worked_along(op: Op) -> list[int]:
-    """The last dimensions, as negative numbers: two for max_pool2d, those that a list of paddings changes."""
-    if "pad" in op.kind:
-        return [-1 - i // 2 for i, amount in enumerate(op.args[1]) if amount != 0]
-    rank = re.search(r"(\d)d", op.kind)
-    assert rank is not None, f"{op.kind} does not tell how many dimensions it works along"
-    return [-1 - i for i in range(int(rank[1]))]
-
-
-def reduction(state: Labels, op: Op) -> list[Tensor]:
-    """mean, sum, amax ... over dimensions: exact where no channel runs along them."""
-    x, dims, keep = (*op.args, None, False)[:3]
-    labels = state.of(x)
-    some = isinstance(dims, list) and len(dims) > 0  # no list at all: over everything
-    over = {d % labels.ndim for d in dims} if some else set(range(labels.ndim))
-    if state.are_weights(x) or any(labels.shape[d] > 1 for d in over):
-        return state.pin_all(op, f"{op.kind} ({op.where}) takes a statistic over channels")
-    if not (some and keep):
-        labels = labels.reshape([size for d, size in enumerate(labels.shape) if d not in over])
-    return [labels]
-
-
-def movement(state: Labels, op: Op) -> list[Tensor]:
-    """Runs the op itself on the labels, then ties what must stay rectangular."""
-    if any(state.graph.values[name].is_weight for name in op.inputs):
-        return state.pin_all(op, f"{op.kind} ({op.where}) re-arranges a weight")
-    held = {name: state.full(Ref(name)) for name in op.inputs}
-    out = op.fn(*fill(op.args, held))
-    parts = [collapse(part) for part in (out if isinstance(out, list | tuple) else [out])]
-    for part in parts:
-        _tie_rectangle(state, part)
-    return parts
-
-
-def view(state: Labels, op: Op) -> list[Tensor]:
-    """As any movement; but labels lie in memory in another order than the numbers did, so they are copied."""
-    if not isinstance(op.args[1], list):
-        return state.pin_all(op, f"{op.kind} ({op.where}) reads the memory as another type")
-    return movement(state, replace(op, fn=torch.reshape))
-
-
-def expand(state: Labels, op: Op) -> list[Tensor]:
-    """As any movement; its third argument goes by keyword only, and concerns tracing alone."""
-    return movement(state, replace(op, args=op.args[:2]))
-
-
-def equal_parts(state: Labels, op: Op) -> list[Tensor]:
-    """chunk, split: equal parts keep equal counts, so their i-th channels are tied; uneven ones stay whole."""
-    before = state.of(op.args[0])
-    parts = movement(state, op)
-    shapes = {state.graph.values[name].shape for name in op.outputs}
-    split_channels = any(
-        before.shape[d] > 1 and size != before.shape[d] for shape in shapes for d, size in enumerate(shape)
-    )
-    if split_channels and len(shapes) > 1:
-        return state.pin_all(op, f"{op.kind} ({op.where}) splits channels unevenly, by sizes that the code holds")
-    if split_channels:
-        for part in parts[1:]:
-            state.unify(parts[0], part)
-    return parts
-
-
-def _tie_rectangle(state: Labels, labels: Tensor) -> None:
-    """Labels that change along several dimensions, (groups, c) say: a cut must leave a full rectangle.
-
-    The longest such dimension is cut; along the others the same positions are tied.
-    """
-    wide = [d for d, size in enumerate(labels.shape) if size > 1]
-    if len(wide) > 1:
-        longest = max(reversed(wide), key=lambda d: labels.shape[d])
-        rows = labels.movedim(longest, -1).reshape(-1, labels.shape[longest])
-        state.unify(rows, rows[:1])
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution),
-    "linear": linear,
-    "batch_norm": batch_norm,
-    **dict.fromkeys(["add", "sub", "mul", "div", "maximum", "minimum"], elementwise),
-    **dict.fromkeys(["relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish",
-                     "hardswish", "hardsigmoid", "sigmoid", "tanh", "softplus", "abs", "neg", "square",
-                     "clamp", "clamp_min", "clamp_max"], unchanged),
-    **dict.fromkeys(["dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias",
-                     "to", "_to_copy"], unchanged),
-    **dict.fromkeys(["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
-                     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-                     "adaptive_avg_pool3d", "adaptive_max_pool2d", "pad", "constant_pad_nd",
-                     "upsample_nearest2d", "upsample_bilinear2d"], along_space),
-    **dict.fromkeys(["mean", "sum", "amax", "amin"], reduction),
-    **dict.fromkeys(["flatten", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "expand_as",
-                     "cat"], movement),
-    "view": view,
-    "expand": expand,
-    **dict.fromkeys(["chunk", "split", "split_with_sizes"], equal_parts),
-}  # fmt: skip
+def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
+    """The shortest runs of dimensions that hold the same elements in both shapes."""
+    if 0 in before:
+        return [(range(len(before)), range(len(after)))]
+    blocks, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        start_i, start_j, a, b = i, j, 1, 1
+        while True:
+            if i < len(before) and (a <= b or j == len(after)):
+                a, i = a * before[i], i + 1
+            elif j < len(after):
+                b, j = b * after[j], j + 1
+            if a == b and (i > start_i or j > start_j):
+                break
+        blocks.append((range(start_i, i), range(start_j, j)))
+    return blocks

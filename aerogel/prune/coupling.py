@@ -15,9 +15,11 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from aerogel.graph import Graph
-from aerogel.graph.labels import Labels, push_labels
+from aerogel.graph.labels import Labels, along_dim
+from aerogel.graph.rules import push_labels
 
 Dim = tuple[str, int]  # (fully-qualified weight name, dimension)
 
@@ -33,11 +35,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are alike: `units` (n,) are their component numbers, `members` what each one takes."""
+    """Channels that are alike: `units` (n,) are their component numbers, `members` what each one takes.
+
+    inexact: why a cut of them changes what is left, "" where it does not.
+    """
 
     name: str
     units: np.ndarray
     members: tuple[Member, ...]
+    inexact: str = ""
 
     def __len__(self) -> int:
         return len(self.units)
@@ -47,13 +53,14 @@ class Group:
 class Coupling:
     """dims: the component of every index of every weight dimension that a rule named; -1 where it stays.
 
-    values: the same for activations, broadcastable to their shapes. groups: what can be cut.
+    values: the same for activations: arrays broadcastable to their shapes, an element goes when it goes in one of
+    them. groups: what can be cut.
     frozen: {dimension, weight or group: the reason why it stays whole}. count: components, cuttable or not.
     """
 
     graph: Graph
     dims: dict[Dim, np.ndarray]
-    values: dict[str, np.ndarray]
+    values: dict[str, tuple[np.ndarray, ...]]
     groups: tuple[Group, ...]
     frozen: dict[str, str]
     count: int
@@ -77,13 +84,14 @@ class Coupling:
         for target, dims in self.kept(removed).items():
             shape = tuple(n if k is None else len(k) for n, k in zip(self._shape_of[target], dims, strict=True))
             shapes |= dict.fromkeys(self._values_of[target], shape)
-        for name, components in self._wide_values:
-            alive = ~_flag(removed, components)
+        for name, fields in self._wide_values:
             sizes = list(self.graph.values[name].shape)
-            for d, size in enumerate(components.shape):
-                if size > 1:
-                    others = tuple(i for i in range(alive.ndim) if i != d)
-                    sizes[d] = int(alive.any(axis=others).sum())
+            for components in fields:
+                alive = ~_flag(removed, components)
+                for d, size in enumerate(components.shape):
+                    if size > 1:
+                        others = tuple(i for i in range(alive.ndim) if i != d)
+                        sizes[d] = int(alive.any(axis=others).sum())
             shapes[name] = tuple(sizes)
         return self.graph.with_shapes(shapes)
 
@@ -100,22 +108,28 @@ class Coupling:
         return {target: self.graph.values[names[0]].shape for target, names in self._values_of.items()}
 
     @cached_property
-    def _wide_values(self) -> list[tuple[str, np.ndarray]]:
+    def _wide_values(self) -> list[tuple[str, list[np.ndarray]]]:
         """Activations that any cut can change."""
-        return [(name, c) for name, c in self.values.items() if c.size > 1 and (c >= 0).any()]
+        found = {n: [c for c in fields if c.size > 1 and (c >= 0).any()] for n, fields in self.values.items()}
+        return [(name, fields) for name, fields in found.items() if fields]
 
 
-def couple(graph: Graph) -> Coupling:
-    """Finds every coupled channel of a captured network."""
-    state = push_labels(graph)
+def couple(graph: Graph, *, whole_heads: bool = True) -> Coupling:
+    """Finds every coupled channel of a captured network.
+
+    whole_heads: of attention heads can be cut, else the width of the heads.
+    """
+    state = push_labels(graph, whole_heads=whole_heads)
+    _settle_grids(state)
     component, reasons = _join(state)
+    marks = {int(c): why for labels, why in reversed(state.marks) for c in np.unique(component[labels.numpy()])}
     whole = {key: component[labels.numpy()] for key, labels in state.dims.items()}
     loose = np.ones(component.max() + 1, dtype=bool)
     loose[list(reasons)] = False
     dims = {key: np.where(loose[c], c, -1) for key, c in whole.items()}
-    of_values = {name: component[labels.numpy()] for name, labels in state.values.items()}
-    values = {name: np.where(loose[c], c, -1) for name, c in of_values.items()}
-    groups = _groups(dims)
+    of_values = {n: [component[f.numpy()] for f in _fields(state, n)] for n in (*state.tags, *state.factors)}
+    values = {n: tuple(np.where(loose[c], c, -1) for c in fields) for n, fields in of_values.items()}
+    groups = _groups(dims, marks)
     frozen = {
         f"{target} dim {dim}": reasons[int(whole[target, dim][0])] for (target, dim), c in dims.items() if (c < 0).all()
     }
@@ -123,7 +137,39 @@ def couple(graph: Graph) -> Coupling:
     frozen |= {target: reason for target, reason in state.pinned.items() if target not in named}
     frozen |= {group.name: "all of it is one coupled channel" for group in groups if len(group) == 1}
     frozen |= dict.fromkeys(graph.unreached, "no op of the example run reads it")
+    read = {name for op in graph.ops for name in op.inputs}
+    frozen |= {name: "an input that nothing reads" for name in graph.inputs if name not in read}
     return Coupling(graph, dims, values, tuple(g for g in groups if len(g) > 1), frozen, len(loose))
+
+
+def _fields(state: Labels, name: str) -> list[Tensor]:
+    """Of a value's labels, those of weights re-arranged among them."""
+    if name in state.factors:
+        labels = state.factors[name]
+        return [along_dim(vector, d, len(labels)) for d, vector in enumerate(labels) if len(vector) > 1]
+    return list(state.tags[name].fields)
+
+
+def _settle_grids(state: Labels) -> None:
+    """A weight used element by element: where its elements are alike along all dimensions but one, it is that one that
+    channels run on. Where they differ along several it stays."""
+    component = _join(state)[0] if state.grids else np.zeros(0, int)
+    for elements, dims in state.grids:
+        found = component[elements.numpy()]
+        along = [d for d in range(found.ndim) if (found != found.take([0], axis=d)).any()]
+        if len(along) == 1:
+            first = elements
+            for d in range(found.ndim):
+                if d != along[0]:
+                    first = first.narrow(d, 0, 1)
+            state.unify(dims[along[0]], first.flatten())
+            rest = [labels for d, labels in enumerate(dims) if d != along[0] and len(labels) > 1]
+        else:
+            if along:
+                state.unify(elements, elements.new_zeros(1))
+            rest = dims
+        for labels in rest:
+            state.pin(labels, "used element by element, along no dimension of channels")
 
 
 def _join(state: Labels) -> tuple[np.ndarray, dict[int, str]]:
@@ -139,7 +185,7 @@ def _join(state: Labels) -> tuple[np.ndarray, dict[int, str]]:
     return component, reasons
 
 
-def _groups(dims: dict[Dim, np.ndarray]) -> tuple[Group, ...]:
+def _groups(dims: dict[Dim, np.ndarray], marks: dict[int, str]) -> tuple[Group, ...]:
     """Components sorted into groups by where they reach: {(target, dim): how many indices}."""
     keys = list(dims)
     component = np.concatenate([np.zeros(0, int), *dims.values()])
@@ -150,17 +196,18 @@ def _groups(dims: dict[Dim, np.ndarray]) -> tuple[Group, ...]:
     order = np.lexsort((index, key, component))
     component, key, index = component[order], key[order], index[order]
     starts = np.flatnonzero(np.diff(component, prepend=-1)).tolist()
-    alike: dict[bytes, list[tuple[int, int]]] = {}  # signature -> [(start, stop)] of components
+    alike: dict[tuple[bytes, str], list[tuple[int, int]]] = {}  # signature -> [(start, stop)] of components
     for start, stop in itertools.pairwise([*starts, len(component)]):
-        alike.setdefault(key[start:stop].tobytes(), []).append((start, stop))
+        why = marks.get(int(component[start]), "")
+        alike.setdefault((key[start:stop].tobytes(), why), []).append((start, stop))
     groups: dict[str, Group] = {}
-    for spans in alike.values():
+    for (_, why), spans in alike.items():
         rows = np.stack([index[a:b] for a, b in spans])  # (n, indices a channel)
         row_keys = key[spans[0][0] : spans[0][1]]
         members = tuple(Member(keys[k][0], keys[k][1], rows[:, row_keys == k]) for k in np.unique(row_keys).tolist())
         units = component[[a for a, _ in spans]]
         name = _unused(_producer(members), groups)
-        groups[name] = Group(name, units, members)
+        groups[name] = Group(name, units, members, why)
     return tuple(groups.values())
 
 

@@ -23,6 +23,7 @@ from aerogel.cost import Cost, count
 from aerogel.errors import CutError, nearest
 from aerogel.graph import capture
 from aerogel.graph.resize import resize
+from aerogel.prune.attributes import Key, follow_in_config, readings, set_attributes
 from aerogel.prune.coupling import Coupling, couple
 from aerogel.prune.criteria import Criterion
 from aerogel.prune.latency import DoesNotRun, LatencyAfter
@@ -32,12 +33,16 @@ from aerogel.prune.rank import check_ranking, find_criterion, scores
 from aerogel.prune.ratios import check_ratios, names_of
 from aerogel.prune.surgery import Origin, apply_to, origin_of
 
+HEADS = ("whole", "width")
+
 
 @dataclass(frozen=True)
 class Cut:
     """A proven cut. `kept` {weight or buffer: kept indices by dimension, None for one left whole}.
 
-    frozen {dimension: reason} stayed whole. max_error is the proof's largest relative error.
+    frozen {dimension: reason} stayed whole. max_error is the proof's largest relative error. inexact {group: reason}:
+    what can only be cut inexactly; difference: where that was allowed, the largest relative difference from the masked
+    network, on random inputs.
     """
 
     model: nn.Module
@@ -47,6 +52,7 @@ class Cut:
     kept: Kept
     frozen: dict[str, str]
     inexact: dict[str, str] = field(default_factory=dict)
+    difference: float = 0.0
     origin: Origin = field(default_factory=lambda: Origin({}, {}), repr=False, compare=False)
 
     def apply_to(self, *holders: Optimizer | nn.Module) -> None:
@@ -67,6 +73,8 @@ def cut(
     protect: Sequence[str] = (),
     min_channels: int = 1,
     threads: int = 1,
+    allow_inexact: bool = False,
+    heads: str = "whole",
 ) -> Cut:
     """A smaller copy of `model`; the model itself is untouched.
 
@@ -78,7 +86,8 @@ def cut(
     loses the same share, "isomorphic" between groups of one structure (aerogel.prune.rank). ratios: {pattern: share of
     a layer's channels to remove} for layers of which that is set; the target is met by the others. round_to: groups
     keep multiples of it, or all of their channels. protect: names or patterns of modules or weights that keep their
-    shape.
+    shape. allow_inexact: cut what a statistic over channels couples too (a layer norm), and tell the difference from
+    the masked network. heads: of attention "whole" heads are cut, or their "width".
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
     if target is not None or ratios is None:
@@ -86,6 +95,8 @@ def cut(
     check_ratios(ratios or {})
     check_ranking(ranking)
     check_counts(round_to=round_to, min_channels=min_channels, threads=threads)
+    if heads not in HEADS:
+        raise CutError(f"cut: heads {heads!r} is unknown; {nearest(str(heads), HEADS)}")
     score = find_criterion(criterion)
     weights = named_weights(model)
     after = LatencyAfter(model, args, kwargs, threads)
@@ -98,7 +109,7 @@ def cut(
         except DoesNotRun as failed:  # the proof will say of which group, and freeze it
             return failed.removed
 
-    return _proven(model, args, kwargs, protect, choose)
+    return proven(model, args, kwargs, protect, choose, allow_inexact=allow_inexact, whole_heads=heads == "whole")
 
 
 def deepest(
@@ -118,36 +129,102 @@ def deepest(
             flags[group.units[min_channels:]] = True
         return flags
 
-    return _proven(model, args, kwargs, protect, choose)
+    return proven(model, args, kwargs, protect, choose)
 
 
-def _proven(
+def proven(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     protect: Sequence[str],
     choose: Callable[[Coupling], np.ndarray],
+    *,
+    allow_inexact: bool = False,
+    whole_heads: bool = True,
 ) -> Cut:
     """Cuts what `choose` flags, and proves it; groups that fail the proof are frozen and it chooses again."""
     graph = capture(model, args, kwargs)
-    coupling = protected(couple(graph), protect)
+    coupling = protected(couple(graph, whole_heads=whole_heads), protect)
+    coupling = freeze(coupling, untrained(model, coupling))
+    inexact = {group.name: group.inexact for group in coupling.groups if group.inexact}
+    exact = dataclasses.replace(coupling, groups=tuple(g for g in coupling.groups if not g.inexact))
+    if not allow_inexact:
+        coupling = exact
+    trial = Trial(model, args, kwargs)
     while True:
-        removed = choose(coupling)
-        kept = to_tensors(coupling.kept(removed))
-        error, problem = prove(model, args, kwargs, kept)
+        try:
+            removed = choose(coupling)
+        except CutError as missed:
+            if inexact and not allow_inexact and "out of reach" in str(missed):
+                example = next(iter(inexact))
+                more = f"{len(inexact)} more groups pass a statistic ({example}: {inexact[example]})"
+                raise CutError(f"{missed}; {more}: allow_inexact=True cuts them too and tells the change") from missed
+            raise
+        sure = removed.copy()
+        for group in coupling.groups:
+            if group.inexact:
+                sure[group.units] = False
+        error, problem, attributes = trial(coupling, sure)
+        difference = 0.0
+        if problem is None and (sure != removed).any():
+            difference, problem, attributes = trial(coupling, removed, exact=False)
         if problem is None:
             break
-        coupling = without_failing(model, args, kwargs, coupling, removed, problem)
+        coupling = without_failing(trial, coupling, removed, problem)
+    kept = to_tensors(coupling.kept(removed))
     smaller = resize(copied(model), slices(named_weights(model), kept))
+    set_attributes(smaller, attributes)
+    untold = follow_in_config(smaller, model)
     return Cut(
         smaller,
         count(graph),
         count(capture(smaller, args, kwargs)),
         error,
         kept,
-        coupling.frozen,
+        coupling.frozen | untold,
+        inexact,
+        difference,
         origin=origin_of(model),
     )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Cuts a copy and proves it, with every reading of the numbers that its modules hold."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None
+
+    def __call__(
+        self, coupling: Coupling, removed: np.ndarray, *, exact: bool = True
+    ) -> tuple[float, str | None, dict[Key, Any]]:
+        """(relative error, what is wrong or None, the attributes with which nothing is).
+
+        exact: whether the error must be none but rounding; else only that the cut network runs.
+        """
+        kept = to_tensors(coupling.kept(removed))
+        first: tuple[float, str | None, dict[Key, Any]] | None = None
+        for attributes in readings(self.model, coupling, removed):
+            error, wrong = prove(self.model, self.args, self.kwargs, kept, attributes)
+            if wrong is None or (not exact and np.isfinite(error)):
+                return error, None, attributes
+            first = first or (error, wrong, attributes)
+        assert first is not None
+        return first
+
+
+def untrained(model: nn.Module, coupling: Coupling) -> dict[str, str]:
+    """{group: why}: groups that hold a parameter frozen by requires_grad, unless all are (a network only used)."""
+    held = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    if not any(p.requires_grad for p in model.parameters()):
+        return {}
+    found = {group.name: [m.target for m in group.members if m.target in held] for group in coupling.groups}
+    return {
+        name: f"{targets[0]} is frozen: requires_grad is False; set it True to let it be cut"
+        for name, targets in found.items()
+        if targets
+    }
 
 
 def protected(coupling: Coupling, protect: Sequence[str]) -> Coupling:
@@ -169,32 +246,32 @@ def freeze(coupling: Coupling, reasons: Mapping[str, str]) -> Coupling:
     return dataclasses.replace(coupling, groups=groups, frozen=coupling.frozen | dict(reasons))
 
 
-def without_failing(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
-    coupling: Coupling,
-    removed: np.ndarray,
-    problem: str,
-) -> Coupling:
-    """Makes the planned cut group by group and freezes the groups with which the proof fails.
+def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, problem: str) -> Coupling:
+    """Makes the planned cut part by part and freezes the groups with which the proof fails.
 
-    Raises CutError where the network fails its proof uncut.
+    Groups that pass together are tried no further. Raises CutError where the network fails its proof uncut.
     """
-    if prove(model, args, kwargs, {})[1]:
+    if trial(coupling, np.zeros_like(removed))[1]:
         raise CutError(
-            f"cut: {type(model).__name__}: nothing can be proven, its output on random inputs is not finite "
+            f"cut: {type(trial.model).__name__}: nothing can be proven, its output on random inputs is not finite "
             "or not the same twice; make forward() deterministic"
         )
     reasons: dict[str, str] = {}
     passed = np.zeros_like(removed)
-    for group in coupling.groups:
+    waiting = [list(coupling.groups)]
+    while waiting:
+        groups = waiting.pop()
         tried = passed.copy()
-        tried[group.units] = removed[group.units]
-        _, wrong = prove(model, args, kwargs, to_tensors(coupling.kept(tried)))
-        if wrong:
-            reasons[group.name] = wrong
-        else:
+        for group in groups:
+            tried[group.units] = removed[group.units]
+        if (tried == passed).all():
+            continue
+        _, wrong, _ = trial(coupling, tried, exact=not any(group.inexact for group in groups))
+        if wrong is None:
             passed = tried
+        elif len(groups) == 1:
+            reasons[groups[0].name] = wrong
+        else:
+            waiting += [groups[len(groups) // 2 :], groups[: len(groups) // 2]]
     assert reasons, problem  # at the last group all that was planned has been tried
     return freeze(coupling, reasons)

@@ -20,23 +20,30 @@ from aerogel.errors import CutError
 from aerogel.graph import evaluating, tensor_names
 from aerogel.graph.capture import quiet
 from aerogel.graph.resize import resize, sliced
+from aerogel.prune.attributes import Key, set_attributes
 
 TOLERANCE = 1e-4
 Kept = dict[str, tuple[Tensor | None, ...]]
 
 
 def prove(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, kept: Kept, seed: int = 0
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    kept: Kept,
+    attributes: Mapping[Key, Any] | None = None,
+    seed: int = 0,
 ) -> tuple[float, str | None]:
     """(largest relative error, what is wrong or None): the cut network against the masked one.
 
+    attributes: what numbers its modules hold become, {(module, attribute): value}.
     Masked: every removed index of every weight set to zero, in the shapes of the whole network. In float32; where
     that fails, once more in float64: some networks amplify rounding, a wrong index stays wrong.
     """
-    error, wrong = _compared(model, args, kwargs, kept, seed, torch.float32)
+    error, wrong = _compared(model, args, kwargs, kept, attributes, seed, torch.float32)
     if wrong and np.isfinite(error):
         with contextlib.suppress(CutError):  # code that insists on float32 has had its verdict
-            finer, still_wrong = _compared(model, args, kwargs, kept, seed, torch.float64)
+            finer, still_wrong = _compared(model, args, kwargs, kept, attributes, seed, torch.float64)
             if not still_wrong:
                 return finer, None
     return error, wrong
@@ -47,6 +54,7 @@ def _compared(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     kept: Kept,
+    attributes: Mapping[Key, Any] | None,
     seed: int,
     precision: torch.dtype,
 ) -> tuple[float, str | None]:
@@ -55,6 +63,7 @@ def _compared(
     masked = copied(model).to(precision)
     _randomise(masked, generator)
     smaller = resize(copied(masked), slices(named_weights(masked), kept))
+    set_attributes(smaller, attributes or {})
     for target, tensor in named_weights(masked).items():
         for dim, index in enumerate(kept.get(target, ())):
             if index is not None:

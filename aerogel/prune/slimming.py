@@ -32,7 +32,7 @@ from aerogel.data import Batch
 from aerogel.errors import AerogelError, CutError, nearest
 from aerogel.graph import tensor_names
 from aerogel.prune.coupling import Coupling, Group
-from aerogel.prune.cut import Cut, _proven, freeze
+from aerogel.prune.cut import Cut, freeze, proven
 from aerogel.prune.plan import check_counts, check_target, plan
 from aerogel.prune.proof import named_weights
 from aerogel.train.objective import Objective
@@ -142,7 +142,7 @@ def slim(
         ranked = [score for score in scores.values() if score is not None]
         return plan(coupling, ranked, target, round_to=round_to, min_channels=min_channels)
 
-    made = _proven(model, args, kwargs, protect, choose)
+    made = proven(model, args, kwargs, protect, choose)
     return dataclasses.replace(made, frozen=unscaled | made.frozen)
 
 

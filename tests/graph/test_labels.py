@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aerogel.graph import capture
-from aerogel.graph.labels import RULES, Labels, collapse, push_labels
+from aerogel.graph.labels import Labels, collapse
+from aerogel.graph.rules import RULES, push_labels
 
 
 class Net(nn.Module):
