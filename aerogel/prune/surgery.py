@@ -14,6 +14,7 @@ is refused, not guessed at.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def apply_to(origin: Origin, model: nn.Module, kept: Kept, *holders: Optimizer |
         else:
             network = _plain(holder)
             resize(network, slices(named_weights(network), kept))
+            _repeat_numbers(network, model)
 
 
 def _check(origin: Origin, holder: Any) -> None:
@@ -150,3 +152,14 @@ def _kept_of(value: Any, dims: tuple[Tensor | None, ...]) -> Any:
 def _plain(holder: nn.Module) -> nn.Module:
     """The network itself, inside an average of its weights."""
     return holder.module if isinstance(holder, AveragedModel) else holder
+
+
+def _repeat_numbers(network: nn.Module, model: nn.Module) -> None:
+    """The whole numbers that modules hold (num_heads), and a config's, become those of the cut network."""
+    pairs: list[tuple[object, object]] = list(zip(network.modules(), model.modules(), strict=True))
+    pairs += [(getattr(network, "config", None), getattr(model, "config", None))]
+    for ours, theirs in pairs:
+        for attribute, value in getattr(theirs, "__dict__", {}).items():
+            plain = type(value) is int or (isinstance(value, list | tuple) and all(type(v) is int for v in value))
+            if plain and getattr(ours, attribute, value) != value:
+                setattr(ours, attribute, copy.copy(value))

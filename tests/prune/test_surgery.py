@@ -193,6 +193,28 @@ def test_groups_settings_and_strangers_keep_their_places() -> None:
     assert [id(p) for p in second["params"]] == [id(p) for p in [*head.parameters(), *(p for p in new if p.ndim <= 1)]]
 
 
+def test_the_numbers_that_an_averages_modules_hold_follow() -> None:
+    net = around()
+    net.middle = Halves()
+    average = AveragedModel(net)
+    made = cut(net, (X,), target={"channels": 0.5})
+    made.apply_to(average)
+    assert made.model.middle.width == average.module.middle.width < 4
+    assert torch.equal(made.model(X + 1), average(X + 1))
+
+
+class Halves(nn.Module):
+    """Splits at a number that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+
+    def forward(self, net: nn.Module, x: Tensor) -> Tensor:
+        first, second = x[:, : self.width], x[:, self.width :]
+        return torch.cat([second, first], 1)
+
+
 def test_a_scheduler_goes_on() -> None:
     def rates(cut_after: int | None) -> list[float]:
         net = around()
@@ -222,19 +244,17 @@ def test_a_gradient_that_waits_for_its_step_goes_along() -> None:
     assert torch.equal(made.model.conv1.weight.grad, expected)
 
 
-def test_a_frozen_parameter_stays_frozen_and_a_tied_one_tied() -> None:
+def test_a_tied_parameter_stays_tied_and_stands_once() -> None:
     net = around()
     net.conv3 = nn.Conv2d(8, 8, 3).double()
     net.fc = nn.Linear(8, 2).double()
     net.conv3.weight = net.conv2.weight
-    net.conv1.requires_grad_(False)
-    optimizer = torch.optim.Adam(p for p in net.parameters() if p.requires_grad)
+    optimizer = torch.optim.Adam(net.parameters())
     step(net, optimizer, seed=0)
     made = half(net)
     made.apply_to(optimizer)
     step(made.model, optimizer, seed=1)
     assert made.model.conv3.weight is made.model.conv2.weight
-    assert not made.model.conv1.weight.requires_grad
     assert sum(p is made.model.conv2.weight for p in optimizer.param_groups[0]["params"]) == 1
 
 
