@@ -21,7 +21,7 @@ from aerogel.nets.mnasnet import mnasnet_a1, mnasnet_b1, mnasnet_small
 from aerogel.nets.mobilenet_v1 import mobilenet_v1
 from aerogel.nets.mobilenet_v2 import mobilenet_v2
 from aerogel.nets.mobilenet_v3 import mobilenet_v3_large, mobilenet_v3_small
-from aerogel.nets.resnet import resnet18, resnet20, resnet34, resnet50, resnet56, resnet110, resnet164
+from aerogel.nets.resnet import resnet18, resnet20, resnet29, resnet34, resnet50, resnet56, resnet110, resnet164
 from aerogel.nets.shufflenet_v1 import shufflenet_v1
 from aerogel.nets.shufflenet_v2 import shufflenet_v2
 from aerogel.nets.vgg import vgg11, vgg13, vgg16, vgg19
@@ -44,6 +44,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet110": resnet110,
+    "resnet29": resnet29,
     "resnet164": resnet164,
     "densenet40": densenet40,
     "densenet121": densenet121,

@@ -13,6 +13,7 @@ shape changes, y = G(a) + conv1x1(a), a = ReLU(BN(x)), G the rest of F.
 | resnet56  | section 4.2, n=9  | 855,770    | 125,747,840   | 6.97 %              |
 | resnet110 | section 4.2, n=18 | 1,730,714  | 253,149,824   | 6.43 %              |
 | resnet164 | 2016, n=18        | 1,703,258  | 247,646,720   | 5.46 %              |
+| resnet29  | 2016, n=3         | 312,218    | 47,106,560    | not in the papers   |
 (Table 1: 3 x 224 x 224, 1000 classes; section 4.2: 3 x 32 x 32, 10 classes. These are the defaults. Errors: top-1 on
 ImageNet, on CIFAR-10.)
 
@@ -64,9 +65,9 @@ TABLE_1 = (
     Row("conv5_x", 512, 2, {"resnet18": 2, "resnet34": 3, "resnet50": 3}),
 )
 SECTION_4_2 = (
-    Row("32x32", 16, 1, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
-    Row("16x16", 32, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
-    Row("8x8", 64, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet164": 18}),
+    Row("32x32", 16, 1, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet29": 3, "resnet164": 18}),
+    Row("16x16", 32, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet29": 3, "resnet164": 18}),
+    Row("8x8", 64, 2, {"resnet20": 3, "resnet56": 9, "resnet110": 18, "resnet29": 3, "resnet164": 18}),
 )
 EXPANSION = 4  # a bottleneck block ends with this many times the channels of its row
 Block = Callable[[int, int, int, Norm], nn.Module]  # (input channels, channels, stride, norm)
@@ -163,4 +164,5 @@ resnet50 = _resnet("resnet50", TABLE_1, bottleneck_block, 1000, 224)
 resnet20 = _resnet("resnet20", SECTION_4_2, basic_block, 10, 32)
 resnet56 = _resnet("resnet56", SECTION_4_2, basic_block, 10, 32)
 resnet110 = _resnet("resnet110", SECTION_4_2, basic_block, 10, 32)
+resnet29 = _resnet("resnet29", SECTION_4_2, preact_block, 10, 32)
 resnet164 = _resnet("resnet164", SECTION_4_2, preact_block, 10, 32)
