@@ -95,7 +95,7 @@ SLIMMING = {
 }
 
 
-def slimming(job: str = "fashion_vgg16") -> str:
+def slimming(job: str = "fashion_vgg11") -> str:
     """What one job of liu2017_slimming.py left of accuracy, parameters and MACs."""
     held = {row["row"]: row for row in rows(RESULTS / "liu2017_slimming.json") if row["row"].startswith(f"{job}_")}
     if f"{job}_unpruned_top1" not in held:
