@@ -45,7 +45,7 @@ def fixed_counts(coupling: Coupling, ratios: Mapping[str, float]) -> dict[str, i
     for pattern, share in ratios.items():
         hit = [group for group in coupling.groups if matches(pattern, names[group.name])]
         if not hit:
-            raise CutError(f"cut: ratios: {_why(coupling, pattern)}")
+            raise CutError(f"cut: ratios: {_why(coupling, pattern, reads)}")
         for group in hit:
             count = math.floor(share * len(group) + 1e-9)
             before, other = fixed.get(group.name, (pattern, count))
@@ -58,10 +58,11 @@ def fixed_counts(coupling: Coupling, ratios: Mapping[str, float]) -> dict[str, i
     return {name: count for name, (_, count) in fixed.items()}
 
 
-def _why(coupling: Coupling, pattern: str) -> str:
+def _why(coupling: Coupling, pattern: str, reads: set[Dim]) -> str:
     """What is wrong with a pattern that names no group."""
     for frozen, reason in coupling.frozen.items():
-        if matches(pattern, names_of(frozen.partition(" dim ")[0])):
+        target, _, dim = frozen.partition(" dim ")
+        if matches(pattern, names_of(target)) and (target, int(dim or 0)) not in reads:
             return f"{pattern!r} names no channels that can be cut: {frozen} stays whole ({reason})"
     known = set[str]().union(*(names_of(v.target) for v in coupling.graph.values.values() if v.is_weight))
     if matches(pattern, known):
