@@ -87,16 +87,21 @@ class Labels:
         return self.graph.values[ref.name].shape
 
     def is_matrix(self, *refs: Ref | None) -> bool:
-        """Whether each is a weight, maybe re-arranged, whose dimensions can be named one by one."""
-        return all(ref is None or self.value(ref).is_weight or ref.name in self.factors for ref in refs)
+        """Whether each is a weight, maybe re-arranged, whose dimensions can be named one by one.
+
+        Whole numbers are no weights: they are looked up, compared with, counted.
+        """
+        return all(ref is None or self._is_matrix(self.value(ref)) for ref in refs)
+
+    def _is_matrix(self, value: Value) -> bool:
+        real = value.dtype.is_floating_point or value.dtype.is_complex
+        return real and (value.is_weight or value.name in self.factors)
 
     def of(self, ref: Ref, along: Iterable[int] = ()) -> Tag:
         """The tag of a value; for a weight, `along` are the dimensions on which channels may run there."""
         if not self.is_matrix(ref):
             return self.tags.get(ref.name, Tag())
         value = self.value(ref)
-        if not value.dtype.is_floating_point and not value.dtype.is_complex:
-            return Tag()  # numbers that are looked up, compared with, counted
         wide = [d for d, size in enumerate(value.shape) if size > 1]
         named = [d for d in wide if d in along] or wide
         if not wide:

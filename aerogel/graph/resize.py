@@ -26,7 +26,8 @@ def resize(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             f"resize: {type(model).__name__} has no weight {sorted(unknown)[0]}; was it another network's?"
         )
     new: dict[int, Tensor] = {}  # one new tensor for every old one, however many modules share it
-    for module in model.modules():
+    touched: list[str] = []
+    for path, module in model.named_modules():
         changed = False
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for store in stores:
@@ -40,7 +41,9 @@ def resize(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                 store[key] = new[id(old)]
                 changed = True
         if changed:
-            fit_attributes(module)
+            touched.append(path.partition(".parametrizations.")[0])  # whose weight is computed from what changed
+    for path in dict.fromkeys(touched):
+        fit_attributes(model.get_submodule(path))
     return model
 
 
@@ -58,20 +61,70 @@ def _convolution(conv: nn.Conv2d) -> None:
     conv.in_channels, conv.out_channels = per_group * conv.groups, out
 
 
+def _transposed(conv: nn.ConvTranspose2d) -> None:
+    inputs, each = conv.weight.shape[:2]
+    if conv.groups == conv.in_channels and conv.groups > 1:
+        conv.groups = inputs
+    conv.in_channels, conv.out_channels = inputs, each * conv.groups
+
+
 def _linear(layer: nn.Linear) -> None:
     layer.out_features, layer.in_features = layer.weight.shape
 
 
-def _batch_norm(norm: nn.BatchNorm2d) -> None:
+def _channel_norm(norm: nn.BatchNorm2d) -> None:
     sized = norm.weight if norm.weight is not None else norm.running_mean
     if sized is not None:
         norm.num_features = sized.shape[0]
 
 
+def _layer_norm(norm: nn.LayerNorm) -> None:
+    if norm.weight is not None:
+        norm.normalized_shape = tuple(norm.weight.shape)
+
+
+def _group_norm(norm: nn.GroupNorm) -> None:
+    if norm.weight is not None:
+        if norm.num_groups > 1:  # whole groups go
+            norm.num_groups = len(norm.weight) * norm.num_groups // norm.num_channels
+        norm.num_channels = len(norm.weight)
+
+
+def _embedding(table: nn.Embedding) -> None:
+    table.num_embeddings, table.embedding_dim = table.weight.shape
+
+
+def _slope(activation: nn.PReLU) -> None:
+    activation.num_parameters = len(activation.weight)
+
+
+def _recurrent(layer: Any) -> None:
+    layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_hh_l0.shape[1]
+    layer._init_flat_weights()
+
+
+def _attention(layer: nn.MultiheadAttention) -> None:
+    """Its code takes the width of a head from that of the input: heads go whole where that fits, else they narrow."""
+    width = layer.out_proj.weight.shape[0]
+    if width % layer.head_dim == 0:
+        layer.num_heads = width // layer.head_dim
+    layer.head_dim = width // layer.num_heads
+    layer.embed_dim = width
+    if layer.in_proj_weight is not None:
+        layer.kdim = layer.vdim = width
+
+
 FITS: dict[type | tuple[type, ...], Callable[..., None]] = {
     (nn.Conv1d, nn.Conv2d, nn.Conv3d): _convolution,
+    (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): _transposed,
     nn.Linear: _linear,
-    nn.modules.batchnorm._BatchNorm: _batch_norm,
+    (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm): _channel_norm,
+    (nn.LayerNorm, nn.RMSNorm): _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.PReLU: _slope,
+    nn.RNNBase: _recurrent,
+    nn.MultiheadAttention: _attention,
 }
 
 

@@ -22,6 +22,7 @@ from aerogel.graph.labels import Labels, along_dim
 from aerogel.graph.rules import push_labels
 
 Dim = tuple[str, int]  # (fully-qualified weight name, dimension)
+_ONE = "all of it is one coupled channel"
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,19 @@ def couple(graph: Graph, *, whole_heads: bool = True) -> Coupling:
     of_values = {n: [component[f.numpy()] for f in _fields(state, n)] for n in (*state.tags, *state.factors)}
     values = {n: tuple(np.where(loose[c], c, -1) for c in fields) for n, fields in of_values.items()}
     groups = _groups(dims, marks)
-    frozen = {
-        f"{target} dim {dim}": reasons[int(whole[target, dim][0])] for (target, dim), c in dims.items() if (c < 0).all()
-    }
+    frozen = {}
+    for (target, dim), c in dims.items():
+        stay = np.flatnonzero(c < 0)
+        if len(stay):
+            reason = reasons[int(whole[target, dim][stay[0]])]
+            frozen[f"{target} dim {dim}"] = reason if len(stay) == len(c) else f"{len(stay)} of {len(c)}: {reason}"
     named = {target for target, _ in dims}
     frozen |= {target: reason for target, reason in state.pinned.items() if target not in named}
-    frozen |= {group.name: "all of it is one coupled channel" for group in groups if len(group) == 1}
+    for group in groups:
+        if len(group) == 1:
+            frozen[group.name] = _ONE
+            for member in group.members:
+                frozen.setdefault(f"{member.target} dim {member.dim}", _ONE)
     frozen |= dict.fromkeys(graph.unreached, "no op of the example run reads it")
     read = {name for op in graph.ops for name in op.inputs}
     frozen |= {name: "an input that nothing reads" for name in graph.inputs if name not in read}

@@ -258,7 +258,8 @@ def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, probl
         )
     reasons: dict[str, str] = {}
     passed = np.zeros_like(removed)
-    waiting = [list(coupling.groups)]
+    # exact ones first: beside an inexact one nothing shows whether they are
+    waiting = [[g for g in coupling.groups if g.inexact], [g for g in coupling.groups if not g.inexact]]
     while waiting:
         groups = waiting.pop()
         tried = passed.copy()

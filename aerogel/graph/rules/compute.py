@@ -137,7 +137,10 @@ def attention(state: Labels, op: Op) -> list[Tag]:
         times = state.shape(q)[-3] // state.shape(k)[-3]
         repeated = [(ref, _repeat_heads(state.of(ref), state.shape(ref), times)) for ref in (k, v)]
     (key, key_tag), (value, value_tag) = repeated
-    contract(state, op, [(q, lead + "TD"), (key, lead + "SD")], lead + "TS", [None, key_tag])
+    scored: list[tuple[Ref, str]] = [(q, lead + "TD"), (key, lead + "SD")]
+    if isinstance(op.args[3], Ref):  # a bias by head goes with the heads
+        scored.append((op.args[3], (lead + "TS")[-len(state.shape(op.args[3])) :]))
+    contract(state, op, scored, lead + "TS", [None, key_tag, None])
     if scale is None:
         for field in state.of(q).fields:
             if wide(field) == [field.ndim - 1]:

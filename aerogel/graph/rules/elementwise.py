@@ -50,16 +50,22 @@ def elementwise(state: Labels, op: Op, operands: Sequence[tuple[Ref, Tag | None]
     out: dict[tuple[int, ...], Tensor] = {}
     for _, field in fields:
         out.setdefault(tuple(wide(field)), field)
-    shown = [f for v, f in out.items() if v and not any(set(u) < set(v) for u in out if u)]
+    shown = [f for v, f in out.items() if v and not any(_says_more(state, set(u), set(v)) for u in out if u)]
+    shown = shown or [f for f in out.values() if list(f.shape) == list(shape)][:1]
     everywhere = [tag.free for tag, size in zip(tags, sizes, strict=True) if list(size) == list(shape)]
     free = frozenset.intersection(*everywhere) if everywhere else frozenset[int]()
     return [Tag(tuple(shown), max((tag.base for tag in tags), default=0), free)] * len(op.outputs)
 
 
+def _says_more(state: Labels, u: set[int], v: set[int]) -> bool:
+    """Of two fields that are one thing, the one along fewer dimensions; while heads are looked for, along more."""
+    return u > v if state.head_of is None else u < v
+
+
 def _of_weights(state: Labels, op: Op) -> bool:
     """A weight computed from weights alone: its dimensions are theirs."""
     given = list(refs(op.args))
-    if not given or not all(state.is_matrix(ref) and state.value(ref).dtype.is_floating_point for ref in given):
+    if not given or not all(map(state.is_matrix, given)):
         return False
     ndim = len(state.graph.values[op.outputs[0]].shape)
     labels = [torch.zeros(1, dtype=torch.long)] * ndim

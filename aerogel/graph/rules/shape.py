@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -85,15 +86,16 @@ def cat(state: Labels, op: Op) -> list[Tag]:
     dim %= ndim
     elsewhere = {d for ref in parts if not state.is_matrix(ref) for f in state.of(ref).fields for d in wide(f)}
     tags = [state.of(ref, elsewhere) for ref in parts]
-    across = [[f for f in tag.fields if dim not in wide(f)] for tag in tags]
-    joined, fields = [], []
+    joined, fields, across = [], [], []
     for ref, tag in zip(parts, tags, strict=True):
-        own = [f for f in tag.fields if dim in wide(f)]
+        one = state.shape(ref)[dim] == 1  # an index by itself has its label all the same
+        own = [f for f in tag.fields if dim in wide(f) or (one and (not wide(f) or state.head_of is None))]
+        across.append([f for f in tag.fields if all(f is not o for o in own)])
         sizes = [state.shape(ref)[d] if d == dim else 1 for d in range(ndim)]
         if len(own) > 1:
             return state.pin_all(op, f"{op.kind} ({op.where}) joins them along several dimensions")
         joined.append(own[0] if own else torch.full(sizes, tag.base))
-    if any(wide(f) and dim in wide(f) and bool((f != 0).any()) for f in joined):
+    if any(bool((f != 0).any()) for f in joined):
         sizes = [max(f.shape[d] for f in joined) for d in range(ndim)]
         full = [f.expand([f.shape[d] if d == dim else n for d, n in enumerate(sizes)]) for f in joined]
         fields.append(state.rectangle(collapse(torch.cat(full, dim))))
@@ -319,6 +321,22 @@ def pixel_unshuffle(state: Labels, op: Op) -> list[Tag]:
     return [Tag((*_not_along_space(state, op, rest), *field_along(channels.repeat_interleave(r * r), ndim - 3, ndim)))]
 
 
+def patches(state: Labels, op: Op) -> list[Tag]:
+    """im2col: (N, C, H, W), kernel -> (N, C k, L), a channel's k pixels side by side; col2im: the reverse."""
+    x, kernel = op.args[0], math.prod(op.args[1 if op.kind == "im2col" else 2])
+    shape = state.shape(x)
+    axis = len(shape) - (3 if op.kind == "im2col" else 2)
+    ndim = len(state.graph.values[op.outputs[0]].shape)
+    channels, rest = state.along(state.of(x), axis, shape[axis], op)
+    for field in rest:
+        state.pin(field, f"{op.kind} ({op.where}) works along them")
+    if op.kind == "im2col":
+        return [Tag(field_along(channels.repeat_interleave(kernel), axis, ndim))]
+    grid = channels.view(-1, kernel)
+    state.unify(grid, grid[:, :1])
+    return [Tag(field_along(grid[:, 0].clone(), axis, ndim))]
+
+
 def _not_along_space(state: Labels, op: Op, fields: Sequence[Tensor]) -> list[Tensor]:
     for field in fields:
         if any(d >= field.ndim - 2 for d in wide(field)):
@@ -350,4 +368,5 @@ SHAPE = {
     **dict.fromkeys(["channel_shuffle", "native_channel_shuffle"], channel_shuffle),
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(["im2col", "col2im"], patches),
 }  # fmt: skip
