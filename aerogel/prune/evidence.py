@@ -227,7 +227,8 @@ def _by_index(
     for name, gradient in gradients.items():
         each = of(gradient.float(), weights[name].detach().float())
         for dim in range(each.ndim):
-            yield (name, dim), each.transpose(0, dim).flatten(1).sum(1) if each.ndim > 1 else each
+            others = [d for d in range(each.ndim) if d != dim]
+            yield (name, dim), each.sum(others) if others else each
 
 
 def _gradients(weights: Mapping[str, Tensor], loss: Tensor, keep: bool) -> dict[str, Tensor]:
