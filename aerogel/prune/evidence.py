@@ -73,6 +73,8 @@ def gather(
             inputs, labels = (_on(sums.device, x) for x in (inputs, labels))
             with sums if "activations" in kinds else contextlib.nullcontext():
                 outputs = _answer(model, inputs)
+            if loss is F.cross_entropy and kinds != {"activations"}:
+                _check_logits(outputs)
             if "gradients" in kinds:
                 sums.gradients(weights, _loss(loss, outputs, labels), keep="curvature" in kinds and draw is not None)
             if "curvature" in kinds and draw is not None:
@@ -242,12 +244,15 @@ def _answer(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-def _loss(loss: Loss, outputs: Any, labels: Any) -> Tensor:
-    if loss is F.cross_entropy and not isinstance(outputs, Tensor):
+def _check_logits(outputs: Any) -> None:
+    if not isinstance(outputs, Tensor):
         raise CutError(
             f"gather: the network returns a {type(outputs).__name__}, which cross_entropy cannot read; "
             "pass loss=lambda outputs, labels: ..., and draw= for the curvature"
         )
+
+
+def _loss(loss: Loss, outputs: Any, labels: Any) -> Tensor:
     value = loss(outputs, labels)
     if not isinstance(value, Tensor) or value.ndim or not value.isfinite():
         shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else repr(value)

@@ -195,8 +195,10 @@ def test_inputs_may_be_several_and_the_loss_ones_own() -> None:
     assert not positional.curvature, "nobody knows how to draw labels for this loss"
     drawn = gather(net, [((a, b), y)], loss=loss, draw=lambda out, g: out["y"] + torch.randn(4, 2, generator=g))
     assert drawn.curvature["fc.weight", 0].shape == (2,)
-    with pytest.raises(CutError, match="the network returns a dict, which cross_entropy cannot read; pass loss="):
-        gather(net, [((a, b), y)])
+    for kinds in (["gradients"], ["curvature"]):
+        with pytest.raises(CutError, match="the network returns a dict, which cross_entropy cannot read; pass loss="):
+            gather(net, [((a, b), y)], kinds=kinds)
+    assert gather(net, [((a, b), None)], kinds="activations").sizes["fc.weight", 1].shape == (3,)
 
 
 def test_a_generator_of_batches_serves() -> None:
