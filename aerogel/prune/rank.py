@@ -6,8 +6,8 @@ global      one league: the lowest of the whole network go first
 local       every group is a league of its own: all lose the same share
 isomorphic  groups of the same structure are one league: Fang, Ma, Bi Mi, Wang 2024, "Isomorphic pruning for vision
             models", ECCV, arXiv:2407.04616. The structure is what a channel runs through: for every weight it touches,
-            the family of the op that reads it and whether it is one of its outputs or inputs. Differs: the paper
-            compares graphs with their edges, here the layers alone.
+            the family of the op that reads it, whether it is one of its outputs or inputs, and whether it is one index
+            or a block (a head). Differs: the paper compares graphs with their edges, here the layers alone.
 Equal scores are taken in turn, by the place in their group, so that no group goes before another.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from aerogel.cost.ops import family
 from aerogel.errors import CutError, nearest
 from aerogel.graph import Graph, Ref
-from aerogel.prune.coupling import Coupling, Group
+from aerogel.prune.coupling import Coupling, Group, Member
 from aerogel.prune.criteria import NORMALIZE, Criterion, criterion
 
 
@@ -94,7 +94,11 @@ def _structures(groups: Sequence[Group], graph: Graph) -> list[object]:
         for position, arg in enumerate(op.args):
             if isinstance(arg, Ref) and graph.values[arg.name].is_weight:
                 readers[graph.values[arg.name].target].add((family(graph, op), position))
-    return [tuple(sorted((tuple(sorted(readers[m.target])), m.dim) for m in group.members)) for group in groups]
+
+    def role(member: Member) -> tuple[object, ...]:
+        return tuple(sorted(readers[member.target])), member.dim, member.index.shape[1] > 1
+
+    return [tuple(sorted(map(role, group.members))) for group in groups]
 
 
 League = Callable[[Sequence[Group], Graph], list[object]]

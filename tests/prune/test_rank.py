@@ -15,7 +15,7 @@ from aerogel import nets
 from aerogel.errors import CutError
 from aerogel.graph import capture
 from aerogel.prune import criterion
-from aerogel.prune.coupling import Coupling, couple
+from aerogel.prune.coupling import Coupling, Group, Member, couple
 from aerogel.prune.plan import plan
 from aerogel.prune.proof import named_weights
 from aerogel.prune.rank import RANKINGS, find_criterion, ranks, scores
@@ -82,6 +82,18 @@ def test_depth_and_width_do_not_matter_to_structure_but_kernels_and_streams_do()
         by_structure.setdefault(structure, []).append(name)
     sizes = sorted(len(names) for names in by_structure.values())
     assert sizes[-1] == 9, f"the inner channels of all nine blocks are of one structure: {by_structure.values()}"
+
+
+def test_heads_are_no_hidden_units() -> None:
+    """Both are made by one linear layer and read by another; a head is a block of each."""
+
+    def one(name: str, k: int) -> Group:
+        made = Member(f"{name}.weight", 0, np.arange(4 * k).reshape(4, k))
+        return Group(name, np.arange(4), (made, Member("out.weight", 1, made.index)))
+
+    graph = capture(nn.Linear(3, 8), (torch.zeros(1, 3),))
+    heads, hidden, other = RANKINGS["isomorphic"]([one("q", 2), one("fc", 1), one("fc2", 1)], graph)
+    assert heads != hidden == other
 
 
 @settings(max_examples=30, deadline=None)
