@@ -16,6 +16,7 @@ __all__ = [
     "load",
     "nets",
     "prune",
+    "recover",
     "save",
     "train",
 ]
@@ -24,6 +25,7 @@ _HOME = {
     "AerogelError": "aerogel.errors",
     "capture": "aerogel.graph",
     "load": "aerogel.export",
+    "recover": "aerogel.compress.again",
     "save": "aerogel.export",
 }
 

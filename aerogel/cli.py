@@ -43,6 +43,16 @@ Target = Annotated[
     list[str] | None, typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")
 ]
 Drop = Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")]
+NoDrop = Annotated[
+    float | None, typer.Option("--max-drop", help="points of accuracy that may be lost (default: told, not judged)")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(help="slimming, magnitude (= l2, the default), l1, bn_scale, taylor, fpgm, hessian, lamp, random ..."),
+]
+Schedule = Annotated[str | None, typer.Option(help="one-shot, iterative (default), linear or gradual")]
+Steps = Annotated[int | None, typer.Option(help="cuts (default: 3; gradual 8, one-shot 1)")]
+Scan = Annotated[bool, typer.Option("--scan", help="accuracy against the share removed, for each group of channels")]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -175,11 +185,31 @@ def compress(
     from aerogel.compress.settings import resolve
     from aerogel.export import parse_size
 
-    options = {"model": model, "data": data, "target": target or None, "max_drop": max_drop, "weights": weights,
-               "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
+    options = {"verb": "compress", "model": model, "data": data, "target": target or None, "max_drop": max_drop,
+               "weights": weights, "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
                "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
     found = run_compress(resolve(options, config), out, console(json))
     finish(found, "", json, passed=found["verdict"]["pass"])
+
+
+@app.command()
+def prune(
+    model: RunModel = None, data: Data = None, method: Method = None, target: Target = None, schedule: Schedule = None,
+    steps: Steps = None, scan: Scan = False, max_drop: NoDrop = None, weights: Weights = None, out: Out = None,
+    input: Size = None, seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None,
+    threads: Threads = None, config: ConfigFile = None, trust: Trust = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Cuts channels by a method, on a schedule, to a goal; or scans what each group of channels is worth."""
+    from aerogel.compress import compress as run_compress
+    from aerogel.compress.settings import resolve
+    from aerogel.export import parse_size
+
+    options = {"verb": "prune", "model": model, "data": data, "method": method, "target": target or None,
+               "schedule": schedule, "steps": steps, "scan": scan or None, "max_drop": max_drop, "weights": weights,
+               "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
+               "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
+    found = run_compress(resolve(options, config), out, console(json))
+    finish(found, "", json, passed=found["verdict"]["pass"] is not False)
 
 
 @app.command()
@@ -188,7 +218,7 @@ def resume(run: Annotated[Path, typer.Argument(help="the folder a stopped run pr
     from aerogel.compress import resume as run_resume
 
     found = run_resume(run, console(json))
-    finish(found, "", json, passed=found["verdict"]["pass"])
+    finish(found, "", json, passed=found["verdict"]["pass"] is not False)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The main job: a network, data and a goal in; a smaller, faster network out, with proof.
 
-check -> baseline -> plan -> cut and recover, step by step -> ship -> report. Every stage leaves what it found in the
-run's folder, so that a stopped run goes on where it was.
+check -> baseline -> (scan, slim) -> plan -> cut and recover, step by step -> ship -> report. `prune` is the same job
+with the method and the schedule in the user's hand, and without a goal only its scan. Every stage leaves what it found
+in the run's folder, so that a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 
 from aerogel.compress.baseline import baseline
 from aerogel.compress.check import Checked, check
-from aerogel.compress.goal import parse_goals
+from aerogel.compress.goal import goals_of
 from aerogel.compress.job import Job, open_job
 from aerogel.compress.plan import plan
 from aerogel.compress.recover import recover
 from aerogel.compress.run import Run
-from aerogel.compress.settings import Settings
+from aerogel.compress.scan import scan
+from aerogel.compress.settings import Settings, described
 from aerogel.compress.ship import ship
+from aerogel.compress.slim import slim
 from aerogel.compress.story import tell
 from aerogel.console import Console, unexpected
 from aerogel.errors import AerogelError, Interrupted
@@ -32,14 +35,16 @@ from aerogel.report import terminal, write
 
 
 def compress(settings: Settings, out: Path | None, console: Console) -> dict[str, Any]:
-    """Runs the main job; returns the report. Nothing is written before the goal is known to be in reach.
+    """Runs the main job of either verb; returns the report. Nothing is written before the goal is known to be in reach.
 
     Raises AerogelError for bad input, Interrupted when a signal stopped it (the run can be resumed).
     """
-    goals = parse_goals(settings.target)
+    goals = goals_of(settings)
     if out is not None:
-        refuse_existing(out, "compress")
-    console.say("compress", f"{settings.title}  ->  {settings.goal}")
+        refuse_existing(out, settings.verb)
+    console.say(settings.verb, f"{settings.title}  ->  {settings.goal}")
+    if settings.verb == "prune":
+        console.say("method", described(settings))
     began = time.monotonic()
     job = open_job(settings, console, goals)
     checked = check(job)
@@ -67,7 +72,7 @@ def resume(path: Path, console: Console) -> dict[str, Any]:
     if "check" not in run:
         raise AerogelError(f"resume: {path} is a stopped `aerogel train`; the same command as before goes on")
     console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
-    job = open_job(run.settings, console, parse_goals(run.settings.target))
+    job = open_job(run.settings, console, goals_of(run.settings))
     run.check_data(job.data)
     return _finish(job, run, Checked(**run["check"]))
 
@@ -77,19 +82,32 @@ def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
     with job.signals, _resumable(job, run):
         with _stage(job, run, "baseline"):
             baseline(job, run)
-        with _stage(job, run, "plan"):
-            planned = plan(job, run, checked)
-        with _stage(job, run, "cut and recover"):
-            candidates = recover(job, run, planned, checked.fractions.get("latency"))
-        with _stage(job, run, "ship"):
-            ship(job, run, candidates)
+        if job.settings.scan:
+            with _stage(job, run, "scan"):
+                scan(job, run)
+        candidates = _made_smaller(job, run, checked) if job.goals else []
         report = tell(job, run, candidates)
         page, _ = write(report, run.path)
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
         run["report"] = page.name
-    job.console.say("report", f"{page}   (again, here or elsewhere: `aerogel verify {quote(str(run.path))}`)")
+    again = f"   (again, here or elsewhere: `aerogel verify {quote(str(run.path))}`)" if job.goals else ""
+    job.console.say("report", f"{page}{again}")
     job.console.show("\n" + terminal(report))
     return report
+
+
+def _made_smaller(job: Job, run: Run, checked: Checked) -> list[dict[str, Any]]:
+    """The stages that need a goal; every candidate, the original first."""
+    if job.settings.penalty:
+        with _stage(job, run, "slim"):
+            slim(job, run)
+    with _stage(job, run, "plan"):
+        planned = plan(job, run, checked)
+    with _stage(job, run, "cut and recover"):
+        candidates = recover(job, run, planned, checked.fractions.get("latency"))
+    with _stage(job, run, "ship"):
+        ship(job, run, candidates)
+    return candidates
 
 
 @contextmanager
@@ -110,9 +128,9 @@ def _resumable(job: Job, run: Run) -> Iterator[None]:
         job.console.say("stopped", f"what was done is kept; {again} finishes it")
         raise
     except AerogelError:
-        config = quote(str(run.path / "config.toml"))
+        config, verb = quote(str(run.path / "config.toml")), run.settings.verb
         job.console.say("stopped", f"what was done is kept; once that is mended, {again} goes on")
-        job.console.say("", f"with other options, begin again: `aerogel compress --config {config} --lr ...`")
+        job.console.say("", f"with other options, begin again: `aerogel {verb} --config {config} --lr ...`")
         raise
     except Exception as error:
         raise AerogelError(unexpected(error, run.path / "error.txt")) from error

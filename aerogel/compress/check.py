@@ -10,13 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from aerogel.compress.cutting import cut_by_method, points
 from aerogel.compress.goal import Goal, typed
 from aerogel.compress.job import Job
 from aerogel.compress.measure import BRIEF, compare_files, coupling_of, sizes_of
 from aerogel.cost import count
-from aerogel.errors import AerogelError
+from aerogel.errors import AerogelError, CutError
 from aerogel.export.onnx import export_onnx
-from aerogel.prune import cut, deepest
+from aerogel.prune import deepest
 
 SHOWN = 3  # names or files in one line
 
@@ -37,6 +38,11 @@ def check(job: Job) -> Checked:
         names = [f"{path} ({reason})" for path, reason in job.data.bad_files]
         say("check", f"not read: {_some(names)}")
     coupling = coupling_of(job, job.opened.model)
+    if settings.penalty and not coupling.groups:
+        raise CutError(
+            f"--method slimming goes by the scales of batch norms: {settings.short_model} has no channels that can be "
+            "cut and pass one; choose --method l2, or a network with batch norms"
+        )
     channels = sum(len(group) for group in coupling.groups)
     weights = {name.partition(" ")[0] for name in coupling.frozen}
     text = f"{channels} channels in {len(coupling.groups)} groups can be cut; channels of {len(weights)} weights stay"
@@ -47,10 +53,12 @@ def check(job: Job) -> Checked:
     if uncounted:
         say("", f"not counted: {', '.join(sorted(uncounted))}; their work is in no total")
     before = sizes_of(coupling)
+    before["file_bytes"] = before["weight_bytes"]  # nearly; the exported file is weighed in the plan
     fractions = {g.metric: g.fraction(before[g.metric]) for g in job.goals if g.metric != "latency"}
-    # Refuses what is out of reach; for a latency alone it still refuses a criterion that does not apply.
-    cut(job.opened.model, job.example, target=fractions or {"channels": 1.0}, criterion=settings.criterion,
-        ranking=settings.ranking, round_to=settings.round_to or 1, protect=settings.protect)  # fmt: skip
+    # Refuses what is out of reach; without a count to reach it still refuses a method that does not apply.
+    cut_by_method(job, job.opened.model, fractions or {"channels": 1.0}, settings.round_to or 1)
+    if settings.schedule == "gradual" and job.goals:
+        points(job)
     if fractions:
         say("", f"{', '.join(fractions)}: the goal is inside what cutting reaches")
     if job.latency_goal:

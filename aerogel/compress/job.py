@@ -30,6 +30,7 @@ from aerogel.train import (
     Objective,
     Recipe,
     Signals,
+    State,
     Step,
     fit,
     load_checkpoint,
@@ -92,16 +93,24 @@ class Job:
 
     def train(self, model: nn.Module, objective: Objective, recipe: Recipe, run: Run, stage: str) -> nn.Module:
         """Trains to the end of the recipe, from the run's newest whole checkpoint of that stage if there is one."""
-        folder = run.path / "checkpoints" / stage
         state = start(model, objective, self.data, recipe)
-        for problem in load_checkpoint(folder, state):
-            self.console.say("warning", f"skipped a damaged checkpoint: {problem}")
-        if state.step:
+        if self.continued(state, run, stage):
             self.console.say(stage, f"goes on at step {state.step:,} of {state.total:,}")
+        return self.fit(state, run, stage, stage)
 
+    def continued(self, state: State, run: Run, part: str) -> bool:
+        """Puts the newest whole checkpoint of that part of the run into the state, if there is one."""
+        for problem in load_checkpoint(run.path / "checkpoints" / part, state):
+            self.console.say("warning", f"skipped a damaged checkpoint: {problem}")
+        return state.step > 0
+
+    def fit(self, state: State, run: Run, stage: str, part: str, until: int | None = None) -> nn.Module:
+        """Trains to step `until` or to the end, with checkpoints in that part of the run; told under `stage`."""
+        folder = run.path / "checkpoints" / part
         with self.console.progress(stage, state.total) as show:
             log = _Log(run, stage, show, max(1, state.total // EVENTS))
-            return fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s), signals=self.signals)
+            return fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s), signals=self.signals,
+                       until=until)  # fmt: skip
 
 
 class _Log:

@@ -17,8 +17,8 @@ from aerogel.graph import capture
 from aerogel.prune import couple
 from aerogel.prune.coupling import Coupling
 from aerogel.prune.cut import freeze, protected
-from aerogel.prune.slimming import scale_of, scales
 from aerogel.prune.price import file_bytes
+from aerogel.prune.slimming import scale_of, scales
 
 BRIEF = 1.0  # seconds of a comparison that only steers; the verdict's own are in the settings
 
@@ -37,14 +37,12 @@ def _scaled(coupling: Coupling, model: nn.Module) -> Coupling:
 
 
 def sizes_of(coupling: Coupling) -> dict[str, int]:
-    """Every metric that is counted, by name."""
+    """Every metric that is counted, by name; weight_bytes are what a file of the weights holds, without its head."""
     cost = count(coupling.graph)
     names = ("params", "macs", "flops", "access_bytes", "peak_bytes")
     channels = sum(len(group) for group in coupling.groups)
-    return {name: getattr(cost, name) for name in names} | {
-        "channels": channels,
-        "file_bytes": file_bytes(coupling.graph),
-    }
+    found = {name: getattr(cost, name) for name in names}
+    return found | {"channels": channels, "weight_bytes": file_bytes(coupling.graph)}
 
 
 def sizes(job: Job, model: nn.Module) -> dict[str, int]:

@@ -104,6 +104,8 @@ def verify_folder(folder: Path, threads: int | None, trust: bool, console: Conso
 
 
 def _verify_run(run: Run, threads: int | None, console: Console) -> dict[str, Any]:
+    if not run.settings.target:
+        raise AerogelError(f"verify: {run.path} is a sensitivity scan; there is no result in it to be checked")
     if "ship" not in run:
         again = f"aerogel resume {quote(str(run.path))}"
         raise AerogelError(f"verify: {run.path} has no result yet; finish it with `{again}`")

@@ -16,19 +16,21 @@ from typing import Any
 from torch import nn
 
 from aerogel.compress.check import Checked
+from aerogel.compress.cutting import cut_by_method
+from aerogel.compress.goal import Goal
 from aerogel.compress.job import Job
 from aerogel.compress.measure import BRIEF, compare_files
 from aerogel.compress.run import ORIGINAL, Run
+from aerogel.compress.slim import uncut
 from aerogel.console import duration
 from aerogel.cost.latency import Ratio
 from aerogel.errors import CutError
 from aerogel.export.onnx import export_onnx
-from aerogel.prune import cut
+from aerogel.prune import SCHEDULES
 from aerogel.train import HardLabels, start, steps
 
 MARGIN = 0.97  # aim this far inside a latency goal: the verdict is on the upper bound
 TRIES = 6
-EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
 MULTIPLES = (1, 8)  # of channels, to choose from when round_to is 0
 
 
@@ -36,20 +38,22 @@ def plan(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
     """run["plan"]: {"round_to", "target": {metric: final fraction}, "epochs": [per step], "seconds", "text"}."""
     if "plan" in run:
         return run["plan"]
-    model = job.load(run.path / ORIGINAL)
+    model = job.load(uncut(run))
     target = {metric: share for metric, share in checked.fractions.items() if metric != "latency"}
+    for goal in job.goals:
+        if goal.metric == "file_bytes":
+            target["file_bytes"] = _weights_for_file(goal, run["baseline"])
     round_to = job.settings.round_to or MULTIPLES[0]
     if "latency" in checked.fractions:
         with tempfile.TemporaryDirectory() as folder:
             probe = Probe(job, run.path / ORIGINAL / "model.onnx", Path(folder), BRIEF)
             share, round_to = _macs_for_latency(job, probe, model, checked.fractions["latency"])
         target["macs"] = min(share, target.get("macs", 1.0))
-    last = job.settings.recover * job.settings.train.epochs
-    epochs = [EARLY_SHARE * last] * (job.settings.steps - 1) + [last]
+    epochs = job.settings.recoveries
     seconds = _seconds(job, model, target, epochs)
-    goal = ", ".join(f"{metric} x{share:.3f}" for metric, share in target.items())
-    cuts = f"{len(epochs)} cut{'s' if len(epochs) > 1 else ''}"
-    text = f"{cuts} to {goal}, widths in multiples of {round_to}, about {duration(seconds)}"
+    settings, shares = job.settings, ", ".join(f"{metric} x{share:.3f}" for metric, share in target.items())
+    cuts = f"{settings.steps} {'cuts' if settings.steps > 1 else 'cut'} by {settings.method}, {settings.schedule}"
+    text = f"{cuts}, to {shares}, widths in multiples of {round_to}, about {duration(seconds)}"
     job.console.say("plan", text)
     found = {"round_to": round_to, "target": target, "epochs": epochs, "seconds": seconds, "text": text}
     run["plan"] = found
@@ -75,9 +79,7 @@ class Probe:
 
     def __call__(self, model: nn.Module, share: float, round_to: int) -> Probed:
         """Raises CutError when the share is out of reach with such widths."""
-        settings = self._job.settings
-        less = cut(model, self._job.example, target={"macs": share}, criterion=settings.criterion,
-                   ranking=settings.ranking, round_to=round_to, protect=settings.protect)  # fmt: skip
+        less = cut_by_method(self._job, model, {"macs": share}, round_to)
         return Probed(share, less.after.macs / less.before.macs, self.time(less.model).ratio.value)
 
     def time(self, model: nn.Module) -> Ratio:
@@ -110,6 +112,15 @@ def _macs_for_latency(job: Job, probe: Probe, model: nn.Module, goal: float) -> 
     return best.share, round_to
 
 
+def _weights_for_file(goal: Goal, whole: dict[str, Any]) -> float:
+    """The share of the weights to keep: what else is in the exported file stays as long as it is."""
+    rest = whole["file_bytes"] - whole["weight_bytes"]
+    share = (goal.fraction(whole["file_bytes"]) * whole["file_bytes"] - rest) / whole["weight_bytes"]
+    if share <= 0:
+        raise CutError(f"--target {goal.text} is out of reach: the file holds {rest:,} bytes beside the weights")
+    return min(share, 1.0)
+
+
 def _close_in(probe: Probe, model: nn.Module, goal: float, multiple: int) -> list[Probed]:
     """The cuts tried on the way to the largest share of MACs within the goal.
 
@@ -138,7 +149,8 @@ def _seconds(job: Job, model: nn.Module, target: dict[str, float], epochs: list[
     """A step of the student costs its share of MACs; the teacher's forward pass a third of a whole step."""
     per_epoch = _time_an_epoch(job, model)
     final = target.get("macs", max(target.values()))
-    shares = [final ** ((k + 1) / len(epochs)) for k in range(len(epochs))]
+    kept = SCHEDULES[job.settings.schedule]
+    shares = [final if len(epochs) == 1 else kept(k + 1, len(epochs), final) for k in range(len(epochs))]
     return sum(e * per_epoch * (share + 1 / 3) for e, share in zip(epochs, shares, strict=True))
 
 

@@ -1,4 +1,7 @@
-"""Everything a compress run depends on: the command line and --config, resolved; written back as config.toml."""
+"""Everything a run depends on: the command line and --config, resolved; written back as config.toml.
+
+`compress` and `prune` are one job with other defaults. `method` is no setting but a name for several (METHODS).
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,73 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import split_source
+from aerogel.prune import CRITERIA
 from aerogel.train import Recipe
 
 MISSING = {"model": "name a MODEL, such as lenet5", "data": "name a set with --data"}
+STEPS = {"one-shot": 1, "iterative": 3, "linear": 3, "gradual": 8}  # cuts, unless the user says
+EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
+PENALTY = 1e-4  # the paper's for VGG
+METHODS: dict[str, dict[str, Any]] = {
+    "slimming": {"criterion": "bn_scale", "penalty": PENALTY, "schedule": "one-shot"},
+    "magnitude": {"criterion": "l2", "penalty": 0.0},
+} | {name: {"criterion": name, "penalty": 0.0} for name in CRITERIA}
 
 
 class Settings(BaseModel):
-    """The options of `compress`. `resolve` makes paths absolute, so that `resume` works from anywhere."""
+    """The options of `compress` and `prune`. `resolve` makes paths absolute, so that `resume` works from anywhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    verb: Literal["compress", "prune"] = "compress"
     model: str
     data: str
     target: list[str] = Field(default_factory=list)
-    max_drop: float = Field(1.0, ge=0, le=100)  # percentage points of accuracy, upper 95 % bound
+    max_drop: float | None = Field(None, ge=0, le=100)  # points of accuracy, upper 95 % bound; compress: 1
     weights: str | None = None
     input: tuple[int, int, int] | None = None
     trust: bool = False
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # of the measured runtime; training uses all cores
-    steps: int = Field(3, ge=1)  # cut and recover this many times
+    schedule: Literal["one-shot", "iterative", "linear", "gradual"] = "iterative"
+    steps: int = Field(3, ge=1)  # cuts; each is recovered from, or all are made within one recovery (gradual)
     criterion: str = "l2"
-    ranking: Literal["global", "local"] = "global"
+    ranking: Literal["global", "local", "isomorphic"] = "global"
+    penalty: float = Field(0.0, ge=0)  # on batch-norm scales: network slimming where it is not 0
+    slim: float = Field(1.0, gt=0)  # epochs of training with that penalty over those of the baseline
+    scan: bool = False
+    scan_images: int = Field(1000, ge=1)  # of the validation split, drawn at random
     round_to: int = Field(0, ge=0)  # 0: whichever of 1 and 8 is faster here
     protect: list[str] = Field(default_factory=list)
     temperature: float = Field(4.0, gt=0)
     hard_weight: float = Field(0.1, ge=0)
     soft_weight: float = Field(0.9, ge=0)
-    recover: float = Field(2.0, gt=0)  # epochs of the last recovery over those of the baseline
+    recover: float = Field(2.0, ge=0)  # epochs of the last recovery over those of the baseline; 0: norms alone
     seconds: float = Field(4.0, gt=0)  # of the final latency comparison; none takes longer
     train: Recipe = Recipe()
     data_root: str | None = None  # $AEROGEL_DATA when the run began, or ./data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """Those that hang on other options."""
+        if not isinstance(values, dict):
+            return values
+        own: dict[str, Any] = {"steps": STEPS.get(values.get("schedule", "iterative"), 1)}
+        if values.get("verb", "compress") == "compress":
+            own["max_drop"] = 1.0
+        return own | {name: value for name, value in values.items() if name not in own or value is not None}
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Settings:
+        if self.schedule == "one-shot" and self.steps != 1:
+            raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
+        if self.schedule == "gradual" and not self.recover:
+            raise ValueError("gradual cuts within the recovery; give recover more than 0, or choose another schedule")
+        return self
 
     @property
     def short_model(self) -> str:
@@ -55,7 +91,20 @@ class Settings(BaseModel):
 
     @property
     def goal(self) -> str:
-        return f"{', '.join(self.target)}, drop <= {self.max_drop:g} pt"
+        parts = list(self.target)
+        parts += [] if self.max_drop is None or not parts else [f"drop <= {self.max_drop:g} pt"]
+        return ", ".join(parts) or "sensitivity scan"
+
+    @property
+    def recoveries(self) -> list[float]:
+        """Epochs of each: one after every cut, short ones first; a single one for all gradual cuts."""
+        last = self.recover * self.train.epochs
+        return [last] if self.schedule == "gradual" else [EARLY_SHARE * last] * (self.steps - 1) + [last]
+
+    @property
+    def method(self) -> str:
+        """`slimming`, or the criterion by which channels are chosen."""
+        return "slimming" if self.penalty else self.criterion
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
@@ -64,13 +113,46 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
     options: {option: value}, None where nothing was given; "train" holds a dict of recipe options.
     A seed given for the whole is the recipe's too, unless the file names another one there.
     """
-    held = read_toml(config) if config else {}
-    given = {name: value for name, value in options.items() if value is not None}
+    held = _spelled(read_toml(config) if config else {})
+    given = _spelled({name: value for name, value in options.items() if value is not None}, held)
+    if given.get("schedule", held.get("schedule")) != held.get("schedule"):
+        held.pop("steps", None)  # of another schedule
     recipe = held.get("train", {})
     if isinstance(recipe, dict):
         seeds = [{"seed": source["seed"]} if "seed" in source else {} for source in (held, given)]
         recipe = {**seeds[0], **recipe, **seeds[1], **given.get("train", {})}
     return _located(validated({**held, **given, "train": recipe}))
+
+
+def described(settings: Settings) -> str:
+    """How channels are chosen and when they go, in one line."""
+    scores = {
+        "slimming": f"training with {settings.penalty:g} x |gamma|, then the smallest batch-norm scales of all",
+        "l2": "smallest l2 norm of the weights (magnitude)",
+        "l1": "smallest l1 norm of the weights",
+    }
+    chosen = scores.get(settings.method, f"lowest {settings.criterion} score")
+    if not settings.target:
+        return chosen
+    when = f"{settings.schedule}, {settings.steps} cuts" if settings.steps > 1 else settings.schedule
+    return f"{settings.method}: {chosen}; {when}"
+
+
+def _spelled(options: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """With the options that `method` stands for in its place; those given beside it win.
+
+    Of slimming, also the penalty and the schedule of the file `below`: how it slims is no other method.
+    """
+    given = dict(options)
+    method = given.pop("method", None)
+    if method is None:
+        return given
+    if method not in METHODS:
+        raise AerogelError(f"--method {method!r} is unknown; {nearest(str(method), METHODS)}")
+    meant = METHODS[method]
+    if meant["penalty"] and below:
+        meant = meant | {name: below[name] for name in ("penalty", "schedule") if below.get(name)}
+    return meant | given
 
 
 def validated(values: Mapping[str, Any], source: str = "") -> Settings:
@@ -86,6 +168,8 @@ def validated(values: Mapping[str, Any], source: str = "") -> Settings:
             known = Recipe.model_fields if where.startswith("train.") else Settings.model_fields
             hint = nearest(where.rpartition(".")[2], known)
             raise AerogelError(f"{source}option {where!r} is unknown; {hint}") from error
+        if not where:  # options that do not go together
+            raise AerogelError(f"{source}{first['msg'].removeprefix('Value error, ')}") from error
         raise AerogelError(f"{source}option {where}: {first['msg']}, got {first.get('input')!r}") from error
 
 

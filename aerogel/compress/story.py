@@ -9,16 +9,19 @@ from typing import Any
 
 from aerogel.compress.job import Job
 from aerogel.compress.run import ORIGINAL, RESULT, Run
+from aerogel.compress.settings import described
+from aerogel.compress.slim import scales
 from aerogel.cost import Layer, count
 from aerogel.files import read_json
 from aerogel.graph import capture
 
 
 def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
-    """The report of a run whose result is shipped."""
+    """The report of a run whose result is shipped, or whose scan is done where there was no goal (no candidates)."""
     environment = read_json(run.path / "environment.json")
-    path, last = quote(str(run.path)), candidates[-1]
-    return {
+    path, settings = quote(str(run.path)), job.settings
+    repeat = [f"aerogel {settings.verb} --config {path}/config.toml"]
+    report = {
         "version": 1,
         "title": job.settings.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,9 +36,19 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
         "bad_files": [list(row) for row in job.data.bad_files],
         "curves": _curves(run),
         "stages": _stages(run, candidates),
-        "repeat": [f"aerogel compress --config {path}/config.toml", f"aerogel verify {path}"],
+        "repeat": repeat,
+    }
+    if settings.scan:
+        report["scan"] = run["scan"]
+    if not candidates:
+        return report | {"before": run["baseline"], "verdict": {"pass": None, "text": scanned(run), "goals": []}}
+    if settings.penalty:
+        report["scales"] = scales(job, run)
+    return report | {
+        "method": described(settings),
+        "repeat": [*repeat, f"aerogel verify {path}"],
         "candidates": candidates,
-        "cut": {key: last[key] for key in ("max_error", "frozen", "inexact")},
+        "cut": {key: candidates[-1][key] for key in ("max_error", "frozen", "inexact")},
         "layers": _layers(job, run),
         **run["ship"],
     }
@@ -44,14 +57,23 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
 def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each stage found and the seconds it took, those of interrupted attempts included."""
     accuracy, kept = run["baseline"]["accuracy"]["value"], sum(one["frontier"] for one in candidates)
-    texts = {
-        "check": run["check"]["text"],
-        "baseline": f"top-1 {accuracy:.2f} %, {run['baseline']['macs']:,} MACs",
-        "plan": run["plan"]["text"],
-        "cut and recover": f"{len(candidates) - 1} cut{'s' if len(candidates) > 2 else ''}, {kept} on the frontier",
-        "ship": run["ship"]["verdict"]["text"],
-    }
+    texts = {"check": run["check"]["text"], "baseline": f"top-1 {accuracy:.2f} %, {run['baseline']['macs']:,} MACs"}
+    if "scan" in run:
+        texts["scan"] = scanned(run)
+    if "slim" in run:
+        texts["slim"] = f"validation {run['slim']['val_accuracy']:.2f} % before anything is cut"
+    if candidates:
+        rounds = f"{len(candidates) - 1} cut{'s' if len(candidates) > 2 else ''}"
+        texts["plan"] = run["plan"]["text"]
+        texts["cut and recover"] = f"{rounds}, {kept} on the frontier"
+        texts["ship"] = run["ship"]["verdict"]["text"]
     return [{"name": name, "seconds": round(run["seconds"][name], 1), "text": text} for name, text in texts.items()]
+
+
+def scanned(run: Run) -> str:
+    """`scanned 5 groups on 500 validation images, 91.20 % whole`."""
+    groups, images, whole = (run["scan"][key] for key in ("groups", "images", "whole"))
+    return f"scanned {len(groups)} groups on {images:,} validation images, {whole:.2f} % whole"
 
 
 def _layers(job: Job, run: Run) -> list[dict[str, Any]]:

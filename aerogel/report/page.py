@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ from aerogel.report.terminal import (
 VERSION = 1
 MAX_POINTS = 1000  # drawn on one curve
 MAX_BARS = 30  # layers drawn; the table has them all
+MAX_CURVES = 12  # groups drawn of a scan; the table has them all
+STROKES = ("solid", "dot", "dash")
 GREY, TEAL, ORANGE = "#87909c", "#1a9a7c", "#d1641b"  # mid-tones: they read on white and on black
 LINES = (TEAL, ORANGE, "#8a6fd1", "#3b82c4", "#c45a93", "#8f8a2a")
 DASHES = {"color": ORANGE, "width": 2, "dash": "dash"}
@@ -151,6 +154,8 @@ def figures(report: dict[str, Any]) -> dict[str, Figure]:
     names = dict.fromkeys(name for curve in curves for name in curve.get("series") or {})
     plots = {
         "frontier": frontier(report),
+        "scan": scan_curves(report.get("scan") or {}),
+        "scales": scale_bars(report.get("scales") or {}),
         "layers-macs": layer_bars(report, "macs", "MACs", "count"),
         "layers-access": layer_bars(report, "access", "Access bytes", "bytes"),
     } | {f"curve-{i}": training_curves(curves, name) for i, name in enumerate(names)}
@@ -259,6 +264,47 @@ def training_curves(curves: Sequence[dict[str, Any]], name: str) -> Figure | Non
             traces.append(scatter(label(curve.get("name")), points) | look)
     plot = layout("step", "", height=280) | {"showlegend": True}
     return {"caption": f"{name} by training step.", "data": traces, "layout": plot} if traces else None
+
+
+def scan_curves(scan: dict[str, Any]) -> Figure | None:
+    """Accuracy against the share of a group that is gone, a line a group; of many, the most sensitive."""
+    shares, groups, whole = scan.get("shares") or [], scan.get("groups") or {}, scan.get("whole")
+    if not (shares and groups and is_number(whole)):
+        return None
+    drawn = sorted(groups, key=lambda name: sum(groups[name]["values"]))[:MAX_CURVES]
+    traces: list[Figure] = []
+    for name in groups:
+        if name not in drawn:
+            continue
+        curve, i = groups[name], len(traces)
+        values = [whole, *curve["values"]]
+        places = [0, *(100 * share for share in shares)]
+        counts = [0, *curve["removed"]]
+        text = [
+            f"{label(name)}<br>{count} of {curve['channels']} channels gone: {value:.2f} %"
+            for count, value in zip(counts, values, strict=True)
+        ]
+        line = {"width": 1.6, "color": LINES[i % len(LINES)], "dash": STROKES[i // len(LINES) % len(STROKES)]}
+        look = {"mode": "lines+markers", "line": line, "marker": {"size": 5}, "text": text, "hoverinfo": "text"}
+        traces.append(scatter(label(short(name)), list(zip(places, values, strict=True))) | look)
+    plot = layout("% of the group's channels removed, all others whole", "validation accuracy, %", height=420)
+    count = f"the {len(drawn)} most sensitive of {len(groups)} groups" if len(drawn) < len(groups) else "every group"
+    return {"caption": f"Accuracy without retraining, {count}.", "data": traces, "layout": plot | {"showlegend": True}}
+
+
+def scale_bars(scales: dict[str, Any]) -> Figure | None:
+    """Histograms of the batch norms' |gamma|, network by network, over common bins."""
+    edges, counts = scales.get("edges") or [], scales.get("counts") or {}
+    if len(edges) < 2 or not counts:
+        return None
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    traces = []
+    for i, (name, row) in enumerate(counts.items()):
+        color = (GREY, ORANGE, TEAL)[i % 3]
+        steps = {"mode": "lines", "line": {"shape": "hvh", "width": 2, "color": color}}
+        traces.append(scatter(label(name), list(zip(middles, row, strict=False))) | steps)
+    plot = layout("|gamma| of a batch norm's channel", "channels", height=300) | {"showlegend": True}
+    return {"caption": "Batch-norm scales before and after.", "data": traces, "layout": plot}
 
 
 def scatter(name: str, points: Sequence[tuple[Any, Any]]) -> Figure:

@@ -49,6 +49,8 @@ def terminal(report: dict[str, Any]) -> str:
     table += [(row.label, row.before, row.after, row.change) for row in rows(report)]
     if len(table) > 1:
         lines += ["", *(f"{a:<13}{b:<27}{c:<27}{d:>13}" for a, b, c, d in table), ""]
+    if report.get("scan"):
+        lines += [*scan_lines(report["scan"]), ""]
     if report.get("parity"):
         lines += wrap(parity(report["parity"]), "export    ")
     if any(dig(report, side, "latency", "noisy") for side in ("before", "after")):
@@ -69,8 +71,23 @@ def parity(proof: dict[str, Any]) -> str:
 
 
 def outcome(report: dict[str, Any]) -> str:
-    """PASS, FAIL, or UNFINISHED for a run that stopped before its verdict."""
-    return {True: "PASS", False: "FAIL"}.get(dig(report, "verdict", "pass"), "UNFINISHED")
+    """PASS or FAIL, DONE for a run that had nothing to pass, or UNFINISHED for one that stopped before its verdict."""
+    names = {True: "PASS", False: "FAIL", None: "DONE"}
+    verdict = report.get("verdict")
+    return names.get(verdict["pass"], "UNFINISHED") if isinstance(verdict, dict) and "pass" in verdict else "UNFINISHED"
+
+
+def scan_lines(scan: dict[str, Any]) -> list[str]:
+    """Accuracy by group and share removed: every other share, so that 80 columns hold them."""
+    shares = list(scan.get("shares") or [])
+    shown = range(0, len(shares), 2)
+    lines = [f"{'accuracy, % removed':<29}{'channels':>9}" + "".join(f"{100 * shares[i]:>8.0f}" for i in shown)]
+    for name, curve in (scan.get("groups") or {}).items():
+        short = visible(flat(name))
+        short = short if len(short) <= 28 else "..." + short[-25:]
+        values = "".join(f"{curve['values'][i]:>8.2f}" for i in shown)
+        lines.append(f"{short:<29}{curve['channels']:>9}{values}")
+    return lines
 
 
 def wrap(text: Any, head: str = "") -> list[str]:

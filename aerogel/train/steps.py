@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -139,16 +140,19 @@ def fit(
     save: Callable[[State], Path] | None = None,
     every_seconds: float = 60.0,
     signals: Signals | None = None,
+    until: int | None = None,
 ) -> nn.Module:
     """Drains `steps`, saving at intervals and when a signal comes. Returns the trained network, in eval mode.
 
+    until: the step after which to pause; None trains to the end. The state goes on from there when it is fitted again.
     Raises Interrupted once the state is saved, when `signals` caught one.
     """
     saved_at = time.monotonic()
-    for step in steps(state, data):
+    last = state.total if until is None else until
+    for step in islice(steps(state, data), max(0, last - state.step)):
         if on_step:
             on_step(step)
-        if step.number == step.total:
+        if step.number == last:
             continue  # nothing is left to save or to stop
         stopped = signals.caught if signals else None
         if save and (stopped is not None or time.monotonic() - saved_at > every_seconds):

@@ -101,7 +101,7 @@ def test_a_count_is_judged_exactly() -> None:
 
 
 def candidate(name: str, macs: int, accuracy: float) -> dict[str, Any]:
-    others = dict.fromkeys(("params", "flops", "access_bytes", "peak_bytes", "channels"), macs)
+    others = dict.fromkeys(("params", "flops", "access_bytes", "peak_bytes", "channels", "file_bytes"), macs)
     return {"name": name, "macs": macs, "val_accuracy": accuracy, "latency_ratio": macs / 1000, **others}
 
 
@@ -122,7 +122,7 @@ def test_a_latency_that_is_not_met_is_cut_for_deeper_until_it_is(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Latency here is a tenth and the share of the MACs; cuts below 0.15 of them are out of reach."""
-    stage = importlib.import_module("aerogel.compress.recover")
+    stage = importlib.import_module("aerogel.compress.subgoal")
     run = Run.create(SETTINGS, tmp_path / "run", {"baseline": {"macs": 1000}})
 
     def cut_to(job: Job, plan: object, before: object, whole: object, share: dict[str, float]) -> SimpleNamespace:
