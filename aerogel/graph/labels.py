@@ -107,6 +107,9 @@ class Labels:
         if not wide:
             return Tag()
         if len(named) == 1:
+            for d in wide:
+                if d != named[0]:
+                    self.pin(self.factor(ref, d), f"{value.target or ref.name} runs along no channels there")
             return Tag((along_dim(self.factor(ref, named[0]), named[0], len(value.shape)),))
         if value.numel > ELEMENTS:
             return Tag(base=self.fixed(self.pin_matrix(ref, f"{value.target or ref.name} is used element by element")))

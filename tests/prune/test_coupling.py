@@ -96,18 +96,16 @@ def test_one_of_them_can_be_protected_alone() -> None:
 # ---------------------------------------------------------------- what stays whole, and why
 
 FROZEN: dict[str, tuple[Callable[[Around, Tensor], Tensor], str]] = {
-    "softmax": (lambda net, x: x.softmax(1), "op softmax (softmax) is not understood"),
-    "cumsum": (lambda net, x: x.cumsum(1), "op cumsum (cumsum) is not understood"),
+    "cumsum": (lambda net, x: x.cumsum(1), "cumsum (cumsum) orders or numbers channels"),
+    "unknown": (lambda net, x: x.logcumsumexp(1), "op logcumsumexp (logcumsumexp) is not understood"),
     "fft": (lambda net, x: torch.fft.fft(x, dim=1).abs(), "op fft_fft (fft_fft) is not understood"),
-    "slice": (lambda net, x: torch.cat([x[:, 4:], x[:, :4]], 1), "is not understood"),
-    "mean": (lambda net, x: x - x.mean(1, keepdim=True), "mean (mean) takes a statistic over channels"),
     "pool": (lambda net, x: F.max_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).view(x.shape),
              "max_pool1d (max_pool1d) works along channels"),
     "shift": (lambda net, x: F.pad(x, (0, 0, 0, 0, 1, -1)), "pad (pad) works along channels"),
     "uneven": (lambda net, x: torch.cat(x.chunk(3, 1)[::-1], 1), "chunk (chunk) splits channels unevenly"),
     "made": (lambda net, x: x * torch.arange(8.0).view(8, 1, 1), "tied to the network's input or to a constant"),
     "plain": (lambda net, x: x * net.plain, "plain is a constant, neither parameter nor buffer"),
-    "weight": (lambda net, x: F.conv2d(x, net.conv2.weight * 2, padding=1), "convolves with a computed weight"),
+    "weight": (lambda net, x: F.conv2d(x, net.conv2.weight * x.mean(), padding=1), "convolves with a computed weight"),
 }  # fmt: skip
 
 
@@ -122,19 +120,52 @@ def test_what_is_not_understood_stays_whole(case: str) -> None:
     assert widths(made.model)["conv3"] < 6, "the rest is cut all the same"
 
 
+STATISTICS: dict[str, tuple[Callable[[Around, Tensor], Tensor], str]] = {
+    "softmax": (lambda net, x: x.softmax(1), "softmax (softmax) takes a statistic over channels"),
+    "mean": (lambda net, x: x - x.mean(1, keepdim=True), "mean (mean) takes a statistic over channels"),
+    "layer norm": (lambda net, x: F.layer_norm(x.transpose(1, 3), x.shape[1:2]).transpose(1, 3),
+                   "layer_norm (layer_norm) takes a statistic over channels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STATISTICS)
+def test_what_a_statistic_couples_is_cut_only_where_that_is_allowed(case: str) -> None:
+    middle, reason = STATISTICS[case]
+    net = Around(middle)
+    made = half(net)
+    assert reason in made.inexact["conv1"]
+    assert (widths(made.model)["conv1"], made.difference) == (8, 0.0)
+    made = cut(net, (IMAGE,), target={"channels": 0.5}, allow_inexact=True, ranking="local")
+    assert reason in made.inexact["conv1"]
+    assert widths(made.model)["conv1"] == 4
+    assert made.max_error <= 1e-4 < made.difference
+
+
+def test_halves_of_a_size_that_the_code_holds_are_frozen_by_the_proof() -> None:
+    made = half(Around(lambda net, x: torch.cat([x[:, 4:], x[:, :4]], 1)))
+    assert "differ" in made.frozen["conv1"] or "fails" in made.frozen["conv1"]
+    assert widths(made.model)["conv3"] < 6, "the rest is cut all the same"
+
+
+def test_halves_of_a_size_that_follows_are_cut() -> None:
+    made = half(Around(lambda net, x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], 1)))
+    assert widths(made.model)["conv1"] < 8
+    assert made.max_error <= 1e-4
+
+
 def test_a_parameter_that_nothing_reads_is_named() -> None:
     made = half(Around(lambda net, x: x))
     assert made.frozen["grid"] == "no op of the example run reads it"
     assert torch.equal(made.model.grid, Around(lambda net, x: x).grid)
     made = half(Around(lambda net, x: x * net.grid))
-    assert "grid is used element by element" in made.frozen["grid"]
+    assert "element by element" in made.frozen["grid dim 0"]
     assert widths(made.model)["conv1"] < 8
 
 
 def test_a_gate_of_one_channel_is_named() -> None:
     net = Around(lambda net, x: x * net.gate(x))
     net.gate = nn.Conv2d(8, 1, 1)
-    assert half(net).frozen["gate.weight dim 0"] == "mul (mul) broadcasts it over channels"
+    assert half(net).frozen["gate.weight dim 0"] == "all of it is one coupled channel"
 
 
 def test_a_layer_of_one_channel_is_named() -> None:

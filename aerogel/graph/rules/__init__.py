@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from aerogel.graph.graph import Graph, Ref
-from aerogel.graph.labels import Labels, Rule
+from aerogel.graph.labels import Labels, Rule, Tag
 from aerogel.graph.rules.compute import COMPUTE
 from aerogel.graph.rules.elementwise import ELEMENTWISE
 from aerogel.graph.rules.norms import NORMS
@@ -32,11 +32,25 @@ def push_labels(graph: Graph, *, whole_heads: bool = True) -> Labels:
     return _run(Labels(graph, head_of, whole_heads=whole_heads))
 
 
+def _alive(graph: Graph) -> set[str]:
+    """Ops whose numbers reach an output; of the others only the shapes are asked for, if anything."""
+    wanted, alive = set(graph.outputs), set()
+    for op in reversed(graph.ops):
+        weighs = any(graph.values[name].is_weight for name in op.inputs)  # a branch for training, say
+        if op.inplace or weighs or any(name in wanted for name in op.outputs):
+            alive.add(op.name)
+            wanted.update(op.inputs)
+    return alive
+
+
 def _run(state: Labels) -> Labels:
     graph = state.graph
+    alive = _alive(graph)
     for op in graph.ops:
         rule = RULES.get(op.kind)
-        if rule is None:
+        if op.name not in alive:
+            out = [Tag() for _ in op.outputs]
+        elif rule is None:
             out = state.pin_all(op, f"op {op.kind} ({op.where}) is not understood")
         else:
             out = rule(state, op)

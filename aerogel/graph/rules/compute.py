@@ -24,6 +24,7 @@ def convolution(state: Labels, op: Op) -> list[Tag]:
     x, weight, bias = op.args[:3]
     if not state.is_matrix(weight, bias) or state.is_matrix(x):
         return state.pin_all(op, f"{op.kind} ({op.where}) convolves with a computed weight")
+    _hold_kernel(state, op, weight)
     ndim = len(state.shape(x))
     axis = 1 if ndim == len(state.shape(weight)) else 0  # 0: no batch dimension
     size, per_group = state.shape(x)[axis], state.shape(weight)[1]
@@ -44,6 +45,7 @@ def transposed(state: Labels, op: Op) -> list[Tag]:
     x, weight, bias = op.args[:3]
     if not state.is_matrix(weight, bias) or state.is_matrix(x):
         return state.pin_all(op, f"{op.kind} ({op.where}) convolves with a computed weight")
+    _hold_kernel(state, op, weight)
     ndim = len(state.shape(x))
     axis = 1 if ndim == len(state.shape(weight)) else 0
     size, each = state.shape(weight)[:2]
@@ -58,6 +60,12 @@ def transposed(state: Labels, op: Op) -> list[Tag]:
         state.unify(channels.view(groups, -1), channels.view(groups, -1)[:1])
         out = state.factor(weight, 1).repeat(groups)
     return _with_bias(state, op, bias, out, axis, ndim, rest)
+
+
+def _hold_kernel(state: Labels, op: Op, weight: Ref) -> None:
+    """Of a computed weight every dimension has labels; those of the kernel's pixels stay."""
+    for labels in state.factors.get(weight.name, [])[2:]:
+        state.pin(labels, f"{op.kind} ({op.where}) has its kernel there")
 
 
 def _with_bias(

@@ -184,12 +184,23 @@ def slices(state: Labels, op: Op) -> list[Tag]:
             if step > 1 and shape[dim] % step == 0:
                 by_step = field.unflatten(dim, (-1, step))
                 state.unify(by_step, by_step.narrow(dim + 1, 0, 1))
-            elif step == 1 and count and shape[dim] % count == 0 and start % count == 0:
+            elif step == 1 and count and shape[dim] % count == 0 and start % count == 0 and _alone(state, op, count):
                 by_part = field.unflatten(dim, (-1, count))
                 state.unify(by_part, by_part.narrow(dim, 0, 1))
             field = field.index_select(dim, chosen)
-        fields.append(field)
+        if count:
+            fields.append(field)
     return [Tag(tuple(fields), tag.base, tag.free)]
+
+
+def _alone(state: Labels, op: Op, count: int) -> bool:
+    """Whether no other slice of the same dimension takes another number of indices."""
+    sizes = {
+        state.graph.values[other.outputs[0]].shape[int(op.args[1])]
+        for other in state.graph.ops
+        if other.kind == "slice" and other.args[:2] == op.args[:2]
+    }
+    return sizes <= {count, state.shape(op.args[0])[int(op.args[1])]}
 
 
 def selection(state: Labels, op: Op) -> list[Tag]:
