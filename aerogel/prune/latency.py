@@ -1,16 +1,17 @@
 """The latency that a network would have after a planned cut, from the times of its single kernels on this machine.
 
-The network is cut on paper no further: it is sliced, exported, and read as ONNX Runtime would run it; each kernel's
+Here paper does not do: the network is sliced, exported, and read as ONNX Runtime would run it; each kernel's
 time comes from the machine's table (`aerogel.cost.kernels`), where those of other cuts are kept, and is measured where
 the table lacks it. A kernel that does not run by itself counts as long as it took in place.
 The sum leaves out what the device profile would correct (1 to 3 % on the CPU it was fitted on, see docs/log.md), so
-that no calibration is needed.
+that no calibration is needed. Times that were taken while other programs ran are kept too: plan on a quiet machine.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,12 @@ class LatencyAfter:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, threads: int = 1
     ) -> None:
         self.model, self.args, self.kwargs = model, args, dict(kwargs or {})
-        self.table = KernelTable(threads)
+        self.threads = threads
         self._known: dict[bytes, float] = {}
+
+    @cached_property
+    def table(self) -> KernelTable:
+        return KernelTable(self.threads)
 
     def __call__(self, coupling: Coupling, removed: np.ndarray) -> float:
         """Raises DoesNotRun where a group should be frozen, AerogelError where the network cannot be exported."""
@@ -63,8 +68,7 @@ class LatencyAfter:
 
     def _price(self, model: nn.Module) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            made = export_onnx(model, self.args, Path(folder) / "model.onnx", kwargs=self.kwargs)
-            batch = 1 if made.dynamic_batch else len(self.args[0])
-            runtime = read_runtime(made.path, threads=self.table.threads, batch=batch, seconds=PROFILE_SECONDS)
+            file = export_onnx(model, self.args, Path(folder) / "model.onnx", kwargs=self.kwargs).path
+            runtime = read_runtime(file, threads=self.threads, seconds=PROFILE_SECONDS)
             alone = self.table.measure(runtime)
         return sum(one.ms if (ms := alone[one.name]) is None else ms for one in runtime.kernels)
