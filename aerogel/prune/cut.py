@@ -99,7 +99,7 @@ def cut(
         raise CutError(f"cut: heads {heads!r} is unknown; {nearest(str(heads), HEADS)}")
     score = find_criterion(criterion)
     weights = named_weights(model)
-    after = LatencyAfter(model, args, kwargs, threads)
+    after = LatencyAfter(Trial(model, args, kwargs).network, args, kwargs, threads)
 
     def choose(coupling: Coupling) -> np.ndarray:
         found = scores(coupling, weights, score)
@@ -172,8 +172,7 @@ def proven(
             break
         coupling = without_failing(trial, coupling, removed, problem)
     kept = to_tensors(coupling.kept(removed))
-    smaller = resize(copied(model), slices(named_weights(model), kept))
-    set_attributes(smaller, attributes)
+    smaller = made(model, kept, attributes)
     untold = follow_in_config(smaller, model)
     return Cut(
         smaller,
@@ -186,6 +185,13 @@ def proven(
         difference,
         origin=origin_of(model),
     )
+
+
+def made(model: nn.Module, kept: Kept, attributes: Mapping[Key, Any]) -> nn.Module:
+    """The cut copy."""
+    smaller = resize(copied(model), slices(named_weights(model), kept))
+    set_attributes(smaller, attributes)
+    return smaller
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,12 @@ class Trial:
             first = first or (error, wrong, attributes)
         assert first is not None
         return first
+
+    def network(self, coupling: Coupling, removed: np.ndarray) -> nn.Module | None:
+        """The network cut like that; None where something is wrong with it."""
+        exact = not any(group.inexact for group in coupling.groups)
+        _, wrong, attributes = self(coupling, removed, exact=exact)
+        return None if wrong else made(self.model, to_tensors(coupling.kept(removed)), attributes)
 
 
 def untrained(model: nn.Module, coupling: Coupling) -> dict[str, str]:

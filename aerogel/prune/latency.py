@@ -10,7 +10,7 @@ that no calibration is needed. Times that were taken while other programs ran ar
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,8 @@ from torch import nn
 
 from aerogel.cost.kernels import KernelTable
 from aerogel.cost.runtime import read_runtime
-from aerogel.errors import AerogelError
 from aerogel.export.onnx import export_onnx
-from aerogel.graph.resize import resize
 from aerogel.prune.coupling import Coupling
-from aerogel.prune.proof import copied, named_weights, prove, slices, to_tensors
 
 PROFILE_SECONDS = 0.05  # of the runtime's profiler, for the shapes; the times come from the table
 
@@ -38,14 +35,20 @@ class DoesNotRun(Exception):
 
 
 class LatencyAfter:
-    """Called with (coupling, components to remove): milliseconds of one input. Equal shapes are priced once."""
+    """Called with (coupling, components to remove): milliseconds of one input. Equal shapes are priced once.
+
+    build: makes the network cut like that, or None where it fails its proof. args, kwargs: example inputs.
+    """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, threads: int = 1
+        self,
+        build: Callable[[Coupling, np.ndarray], nn.Module | None],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        threads: int = 1,
     ) -> None:
-        self.model, self.args, self.kwargs = model, args, dict(kwargs or {})
-        self.threads = threads
-        self._known: dict[bytes, float] = {}
+        self.build, self.args, self.kwargs, self.threads = build, args, dict(kwargs or {}), threads
+        self._known: dict[str, float] = {}
 
     @cached_property
     def table(self) -> KernelTable:
@@ -54,16 +57,12 @@ class LatencyAfter:
     def __call__(self, coupling: Coupling, removed: np.ndarray) -> float:
         """Raises DoesNotRun where a group should be frozen, AerogelError where the network cannot be exported."""
         shapes = {t: tuple(-1 if k is None else len(k) for k in dims) for t, dims in coupling.kept(removed).items()}
-        key = repr(sorted(shapes.items())).encode()
+        key = repr(sorted(shapes.items()))
         if key not in self._known:
-            kept = to_tensors(coupling.kept(removed))
-            smaller = resize(copied(self.model), slices(named_weights(self.model), kept))
-            try:
-                self._known[key] = self._price(smaller)
-            except AerogelError:
-                if prove(self.model, self.args, self.kwargs, kept)[1] is None:
-                    raise
-                raise DoesNotRun(removed) from None
+            smaller = self.build(coupling, removed)
+            if smaller is None:
+                raise DoesNotRun(removed)
+            self._known[key] = self._price(smaller)
         return self._known[key]
 
     def _price(self, model: nn.Module) -> float:

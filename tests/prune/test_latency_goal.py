@@ -12,6 +12,7 @@ from aerogel.errors import AerogelError
 from aerogel.graph import capture
 from aerogel.prune import cut
 from aerogel.prune.coupling import couple
+from aerogel.prune.cut import Trial
 from aerogel.prune.latency import DoesNotRun, LatencyAfter
 
 DIGIT = torch.zeros(1, 1, 28, 28)
@@ -26,7 +27,7 @@ def wide() -> nn.Module:
 @pytest.mark.slow
 def test_a_latency_goal_is_met(wide: nn.Module) -> None:
     made = cut(wide, (DIGIT,), target={"latency": 0.6})
-    found, price = couple(capture(wide, (DIGIT,))), LatencyAfter(wide, (DIGIT,))
+    found, price = couple(capture(wide, (DIGIT,))), LatencyAfter(Trial(wide, (DIGIT,), None).network, (DIGIT,))
     removed = np.zeros(found.count, bool)
     whole = price(found, removed)
     removed[found.groups[0].units[made.model[1].out_features :]] = True  # which ones does not matter to the time
@@ -35,7 +36,7 @@ def test_a_latency_goal_is_met(wide: nn.Module) -> None:
 
 
 def test_equal_shapes_are_priced_once(wide: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, price = couple(capture(wide, (DIGIT,))), LatencyAfter(wide, (DIGIT,))
+    found, price = couple(capture(wide, (DIGIT,))), LatencyAfter(Trial(wide, (DIGIT,), None).network, (DIGIT,))
     units = found.groups[0].units
     first, other = np.zeros(found.count, bool), np.zeros(found.count, bool)
     first[units[:100]], other[units[100:200]] = True, True
@@ -71,7 +72,7 @@ def test_a_cut_that_does_not_run_has_no_price() -> None:
     conv2 = next(group for group in found.groups if group.name == "conv2")
     removed[conv2.units[:2]] = True
     with pytest.raises(DoesNotRun):
-        LatencyAfter(net, (DIGIT,))(found, removed)
+        LatencyAfter(Trial(net, (DIGIT,), None).network, (DIGIT,))(found, removed)
 
 
 @pytest.mark.slow
@@ -81,6 +82,28 @@ def test_what_does_not_run_is_frozen_and_the_rest_is_priced() -> None:
     assert made.frozen["conv2"].startswith("forward fails once it is cut")
     assert made.model.conv1.out_channels < 40
     assert made.model.conv2.out_channels == 5
+
+
+class Heads(nn.Module):
+    """Attention of which the number of heads stands in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = 4
+        self.qkv, self.out, self.head = nn.Linear(28, 96), nn.Linear(32, 28), nn.Linear(28, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x[:, 0]).view(len(x), 28, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.out(x).mean(1))
+
+
+def test_what_modules_hold_follows_before_the_price_is_told() -> None:
+    net = Heads()
+    made = cut(net, (DIGIT,), target={"channels": 0.5, "latency_ms": 1e4}, protect=["out.bias"])
+    assert made.model.heads == 2
+    assert made.frozen.get("qkv") is None
 
 
 def test_a_network_that_cannot_be_exported_is_an_error() -> None:
