@@ -127,7 +127,7 @@ def _tidy(program: torch.onnx.ONNXProgram) -> None:
         value.metadata_props.clear()
         if value.shape is not None and symbol is not None:
             for axis, size in enumerate(value.shape):
-                if not isinstance(size, int):
+                if not isinstance(size, int) and size.value is not None:  # a size with a name, not an unknown one
                     value.shape[axis] = re.sub(rf"\b{symbol}\b", BATCH, str(size))
     for node in nodes:
         module = _module(node.metadata_props)

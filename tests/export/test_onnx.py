@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aerogel.errors import AerogelError
 from aerogel.export import onnx as subject
@@ -134,6 +135,23 @@ def test_many_inputs_and_outputs_are_numbered_and_share_the_batch(tmp_path: Path
     found = session.run(None, {"input_0": x.numpy(), "input_1": shift.numpy()})
     np.testing.assert_allclose(found[0], 2 * x + 1 + shift, rtol=1e-5)
     np.testing.assert_allclose(found[1], 2 * x + 1, rtol=1e-5)
+
+
+def test_sizes_that_are_unknown_are_not_called_the_same(tmp_path: Path) -> None:
+    """Attention of 1, 2, 4 heads: what the exporter leaves open there differs, and ONNX Runtime takes names for
+    equal sizes."""
+
+    class Heads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for heads in (1, 2, 4):
+                y = x[..., : heads * 4].unflatten(-1, (heads, 4)).transpose(1, 2)
+                x = x + F.scaled_dot_product_attention(y, y, y).sum((1, 3)).unsqueeze(-1)
+            return x
+
+    net, x = Heads(), torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    exported = export_onnx(net, (x,), tmp_path / "model.onnx")
+    (got,) = open_session(exported.path).run(None, {"input": x.numpy()})
+    np.testing.assert_allclose(got, net(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_different_first_dimensions_are_no_batch(tmp_path: Path) -> None:
