@@ -1,7 +1,8 @@
 """Saved models: a folder with config.json and model.safetensors, and nothing that runs code when it is read.
 
 config.json: format version, the network's name and arguments (or the user's factory, as text), the input's shape and
-normalisation, the table of shapes that differ from the freshly built network, metrics, sha256 of the weights.
+normalisation, the shapes, and the numbers that modules hold of them, which differ from the freshly built network,
+metrics, sha256 of the weights.
 Loading builds the network, gives it the saved shapes, checks every tensor and puts it in. A user's factory is
 imported only when the caller passes it again, or says `trust`.
 """
@@ -24,7 +25,7 @@ from aerogel import nets
 from aerogel.errors import AerogelError
 from aerogel.files import new_folder, read_json, sha256, write_json
 from aerogel.graph import tensor_names
-from aerogel.graph.resize import resize
+from aerogel.graph.resize import changed_numbers, resize, set_numbers
 from aerogel.imports import import_factory, one_line, user_error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -63,6 +64,7 @@ class Config(BaseModel):
     input: InputSpec | None = None
     classes: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
+    numbers: dict[str, int | list[int]] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
 
@@ -104,6 +106,8 @@ def save(
     config.shapes = {name: list(t.shape) for name, t in tensors.items() if t.shape != own[name].shape}
     check_fit("save", own, tensors, config.shapes)
     resized = resize(base, {name: torch.empty(shape, device="meta") for name, shape in config.shapes.items()})
+    config.numbers = {name: list(n) if isinstance(n, tuple) else n for name, n in changed_numbers(base, model).items()}
+    set_numbers(base, config.numbers)
     _check_same_modules(factory or config.net, resized, model)
     with new_folder(Path(folder), "save") as temp:
         write_tensors(tensors, temp / WEIGHTS)
@@ -129,7 +133,12 @@ def load(folder: str | Path, *, factory: Callable[[], nn.Module] | None = None, 
     tensors = _verified(path, config)
     model = _fresh(f"load: {Path(folder) / CONFIG}", config, factory)
     check_fit(f"load: {path}", _tensors(model), tensors, config.shapes)
-    return resize(model, tensors).eval()
+    resize(model, tensors)
+    try:
+        set_numbers(model, config.numbers)
+    except AerogelError as error:
+        raise AerogelError(f"load: {Path(folder) / CONFIG}: {error}") from error
+    return model.eval()
 
 
 def read_config(folder: str | Path) -> Config:

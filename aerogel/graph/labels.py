@@ -27,6 +27,7 @@ from torch import Tensor
 
 from aerogel.graph.graph import Graph, Op, Ref, Value
 
+MANY = 1 << 14
 ELEMENTS = 1 << 22  # a weight used element by element is followed up to this size
 
 
@@ -138,7 +139,11 @@ class Labels:
         a, b = torch.broadcast_tensors(a, b)
         differ = a != b
         if differ.any():
-            self.pairs.append(torch.stack([a[differ], b[differ]]).unique(dim=1))
+            one, other = a[differ], b[differ]
+            if len(one) > MANY:  # an activation's labels repeat a channel's for every pixel
+                both = ((one << 32) + other).unique()
+                one, other = both >> 32, both & 0xFFFFFFFF
+            self.pairs.append(torch.stack([one, other]))
 
     def pin(self, labels: Tensor, reason: str) -> None:
         labels = labels[labels != 0].unique()

@@ -128,6 +128,56 @@ FITS: dict[type | tuple[type, ...], Callable[..., None]] = {
 }
 
 
+def held_numbers(holder: object) -> dict[str, Any]:
+    """The whole numbers, and lists and tuples of them, that a module of the user's or its config holds by name.
+
+    None of torch's own modules, whose numbers have rows in FITS, but of classes derived from them.
+    """
+    if type(holder).__module__.startswith("torch.nn."):
+        return {}
+    return {
+        name: value
+        for name, value in vars(holder).items()
+        if not name.startswith("_")
+        and (type(value) is int or (type(value) in (list, tuple) and value and all(type(v) is int for v in value)))
+    }
+
+
+def holders(model: nn.Module) -> dict[str, object]:
+    """What may hold numbers of the network's shapes: its modules by path, and their Hugging Face configs."""
+    found: dict[str, object] = dict(model.named_modules())
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        config = vars(module).get("config")
+        if hasattr(config, "to_dict") and id(config) not in seen:
+            seen.add(id(config))
+            found.setdefault(f"{path}.config".lstrip("."), config)
+    return found
+
+
+def changed_numbers(before: nn.Module, after: nn.Module) -> dict[str, Any]:
+    """{"module:name": the number in `after`} where it differs from the one in `before`, of two alike networks."""
+    theirs, found = holders(before), {}
+    for path, holder in holders(after).items():
+        own = held_numbers(holder)
+        for name, value in held_numbers(theirs.get(path, object)).items():
+            if name in own and own[name] != value:
+                found[f"{path}:{name}"] = own[name]
+    return found
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Puts back what `changed_numbers` found. Raises AerogelError for a number that the network does not hold."""
+    known = holders(model)
+    for key, value in numbers.items():
+        path, _, name = key.rpartition(":")
+        own = held_numbers(known[path]).get(name) if path in known else None
+        many = isinstance(own, list | tuple)
+        if own is None or many != isinstance(value, list | tuple) or (many and len(own) != len(value)):
+            raise AerogelError(f"the table of numbers has {key!r}, the network has not; is it another network's?")
+        setattr(known[path], name, type(own)(value))
+
+
 def sliced(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     """Only the kept indices (int64) of each dimension; None keeps a dimension whole."""
     data = tensor.detach()

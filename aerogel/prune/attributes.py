@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from aerogel.graph import Graph, Op, tensor_names
 from aerogel.graph.graph import Ref
+from aerogel.graph.resize import held_numbers, holders
 from aerogel.prune.coupling import Coupling
 
 Key = tuple[str, str]  # (module, attribute)
@@ -28,7 +29,7 @@ _COUNT = re.compile(r"(^|_)(n|num|number)_.*heads?|(^|_)heads?$|n_?heads?$")
 _WIDTH = re.compile(r"head_(dim|size|width)|d_kv|d_head|dim_head")
 _OUTER = re.compile(r"hidden|embed|model|in_(channels|features|dim)|^dim$|width|channels")
 _NEVER = re.compile(
-    r"layer|depth|window|patch|stride|kernel|padding|dilation|index|idx|_id$|version|max_|vocab|position|num_labels"
+    r"layer|depth|image|window|patch|stride|kernel|padding|dilation|index|idx|_id$|version|max_|vocab|position|num_labels"
 )
 
 
@@ -42,7 +43,9 @@ def readings(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Itera
         wanted, seen = constants.get(name, {}), sizes.get(name, {})
         if not any(old not in new or len(new) > 1 for found in (wanted, seen) for old, new in found.items()):
             continue
-        for attribute, value in _numbers(module):
+        for attribute, value in held_numbers(module).items():
+            if _NEVER.search(attribute):
+                continue
             options = _options(attribute, value, wanted, seen)
             if len(options) > 1:
                 open_[type(module), attribute][name, attribute] = options
@@ -54,17 +57,6 @@ def readings(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Itera
         for number, keys in zip(choice, open_.values(), strict=True):
             found |= {key: options[min(number, len(options) - 1)] for key, options in keys.items()}
         yield found
-
-
-def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Its whole numbers, and tuples and lists of them."""
-    if type(module).__module__.startswith("torch.nn."):
-        return  # these have rows in aerogel.graph.resize
-    for attribute, value in vars(module).items():
-        if attribute.startswith("_") or attribute == "training" or _NEVER.search(attribute):
-            continue
-        if type(value) is int or (isinstance(value, list | tuple) and value and all(type(v) is int for v in value)):
-            yield attribute, value
 
 
 def _options(attribute: str, value: Any, wanted: Mapping[int, set[int]], seen: Mapping[int, set[int]]) -> list[Any]:
@@ -135,7 +127,7 @@ def _alive(coupling: Coupling, removed: np.ndarray, name: str, dim: int, size: i
 
 
 def changed_sizes(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> dict[str, dict[int, set[int]]]:
-    """{module: {a size of its own or its children's weights: what it becomes}}."""
+    """{module: {a size of its own or its children's weights, or of a view that it leaves open: what it becomes}}."""
     kept = coupling.kept(removed)
     names = tensor_names(model)
     found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -149,36 +141,48 @@ def changed_sizes(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> 
                 found[name][size].add(new)
                 if name:
                     found[name.rpartition(".")[0]][size].add(new)
+    before, after = coupling.graph, coupling.resized(removed)
+    for op in before.ops:
+        given = op.args[_SHAPED[op.kind]] if op.kind in _SHAPED else None
+        if isinstance(given, list) and -1 in given and op.kind != "expand" and op.outputs:
+            d = given.index(-1)
+            shape = before.values[op.outputs[0]].shape
+            if len(shape) == len(given):
+                found[op.module][shape[d]].add(after.values[op.outputs[0]].shape[d])
     return found
 
 
 def set_attributes(model: nn.Module, values: Mapping[Key, Any]) -> None:
-    """In place."""
+    """Gives the modules the numbers of a reading, in place."""
     for (name, attribute), value in values.items():
         setattr(model.get_submodule(name), attribute, value)
 
 
-def follow_in_config(model: nn.Module, before: nn.Module) -> dict[str, str]:
-    """A Hugging Face config's fields take the new value where all modules that repeat them agree on it.
+def follow_in_config(model: nn.Module, original: nn.Module, coupling: Coupling, removed: np.ndarray) -> dict[str, str]:
+    """Fields of Hugging Face configs take the new value, in place, where all modules under them agree on it.
 
     Returns {field: why it keeps the old one}.
     """
-    config = getattr(model, "config", None)
+    constants, sizes = changed_constants(coupling, removed), changed_sizes(original, coupling, removed)
+    configs = {path.removesuffix("config").rstrip("."): c for path, c in holders(model).items() if _is_config(c)}
+    new: dict[str, dict[int, set[int]]] = {path: defaultdict(set) for path in configs}
+    for found in (constants, sizes):
+        for name, pairs in found.items():
+            over = [path for path in configs if not path or name == path or name.startswith(f"{path}.")]
+            for old, becomes in pairs.items():
+                if over:
+                    new[max(over, key=len)][old] |= becomes
     untold: dict[str, str] = {}
-    if config is None or not hasattr(config, "to_dict"):
-        return untold
-    changed: dict[str, set[tuple[int, int]]] = defaultdict(set)
-    for (_, old), (_, new) in zip(before.named_modules(), model.named_modules(), strict=True):
-        for attribute, value in vars(old).items():
-            if type(value) is int and type(vars(new).get(attribute)) is int:
-                changed[attribute].add((value, vars(new)[attribute]))
-    for attribute, pairs in changed.items():
-        held = getattr(config, attribute, None)
-        becomes = {new for old, new in pairs if old == held}
-        if type(held) is not int or becomes <= {held}:
-            continue
-        if len(becomes) == 1:
-            setattr(config, attribute, becomes.pop())
-        else:
-            untold[f"config.{attribute}"] = f"differs by layer ({', '.join(map(str, sorted(becomes)))}): stays {held}"
+    for path, config in configs.items():
+        for field, held in held_numbers(config).items():
+            becomes = new[path].get(held, set()) if type(held) is int and not _NEVER.search(field) else set()
+            if len(becomes) == 1:
+                setattr(config, field, becomes.pop())
+            elif len(becomes) > 1 and held not in becomes:
+                where = f"{path}.config.{field}".lstrip(".")
+                untold[where] = f"differs by layer ({', '.join(map(str, sorted(becomes)))}): stays {held}"
     return untold
+
+
+def _is_config(holder: object) -> bool:
+    return hasattr(holder, "to_dict") and not isinstance(holder, nn.Module)

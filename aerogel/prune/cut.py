@@ -173,7 +173,7 @@ def proven(
         coupling = without_failing(trial, coupling, removed, problem)
     kept = to_tensors(coupling.kept(removed))
     smaller = made(model, kept, attributes)
-    untold = follow_in_config(smaller, model)
+    untold = follow_in_config(smaller, model, coupling, removed)
     return Cut(
         smaller,
         count(graph),

@@ -91,15 +91,15 @@ def linear(state: Labels, op: Op) -> list[Tag]:
     tags = contract(state, op, [(x, lead + "I"), (weight, "OI")], lead + "O")
     if bias is not None:
         state.unify(state.factor(bias, 0), state.factor(weight, 0))
-    if _is_fused_attention(op, state, weight):  # its code takes the width of the heads from that of the input
-        state.unify(state.factor(weight, 0).view(3, -1), state.factor(weight, 1))
+    tie_fused_attention(state, weight)
     return tags
 
 
-def _is_fused_attention(op: Op, state: Labels, weight: Ref) -> bool:
-    """nn.MultiheadAttention's three projections in one."""
+def tie_fused_attention(state: Labels, weight: Ref) -> None:
+    """nn.MultiheadAttention's three projections in one: its code takes their width from that of the input."""
     shape = state.shape(weight)
-    return state.value(weight).target.endswith("in_proj_weight") and shape[0] == 3 * shape[1]
+    if state.value(weight).target.endswith("in_proj_weight") and shape[0] == 3 * shape[1]:
+        state.unify(state.factor(weight, 0).view(3, -1), state.factor(weight, 1))
 
 
 def matmul(state: Labels, op: Op) -> list[Tag]:

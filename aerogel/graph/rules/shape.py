@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aerogel.graph.graph import Op, Ref, fill, refs
 from aerogel.graph.labels import Labels, Tag, collapse, field_along, padded, reshaped, wide
+from aerogel.graph.rules.compute import tie_fused_attention
 
 
 def view(state: Labels, op: Op) -> list[Tag]:
@@ -138,6 +139,7 @@ def parts(state: Labels, op: Op) -> list[Tag]:
     dim = _split_dim(op, len(state.shape(x)))
     sizes = [shape[dim] for shape in shapes]
     if state.is_matrix(x) and sum(sizes) == state.shape(x)[dim]:
+        tie_fused_attention(state, x)
         for name, piece in zip(op.outputs, state.factor(x, dim).split(sizes), strict=True):
             state.factors[name] = [piece if d == dim else state.factor(x, d) for d in range(len(shapes[0]))]
         return [Tag() for _ in sizes]
