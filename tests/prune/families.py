@@ -220,11 +220,16 @@ def randomise(net: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Module:
 
 
 def random_like(inputs: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Random numbers for images and sound; words stay."""
+    """Random numbers for images and sound, random words for text, its last word as it was; masks stay."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.randn(x.shape, generator=generator) if x.is_floating_point() else x for name, x in inputs.items()
-    }
+    drawn = {}
+    for name, x in inputs.items():
+        if x.is_floating_point():
+            x = torch.randn(x.shape, generator=generator)
+        elif name.endswith("input_ids"):
+            x = torch.cat([torch.randint(3, 61, x[:, 1:].shape, generator=generator), x[:, -1:]], 1)
+        drawn[name] = x
+    return drawn
 
 
 def _from(network: str, configuration: str, entries: Mapping[str, Any], inputs: Mapping[str, Any]) -> Builder:
@@ -315,10 +320,11 @@ def outcome(case: Case, keep: float, steps: int) -> tuple[str, dict[str, str]]:
     Where every group at its last channel is more than `keep`, as much as that is kept.
     """
     net, args, kwargs = case
-    worst, frozen = 0.0, {}
+    worst = 0.0
+    frozen: dict[str, str] = {}
     for step in range(steps):
         try:
-            groups = couple(capture(net, args, kwargs)).groups
+            groups = [group for group in couple(capture(net, args, kwargs)).groups if not group.inexact]
             least = len(groups) / max(1, sum(map(len, groups)))
             share = max(keep ** (1 / steps), least)
             made = cut(net, args, kwargs, target={"channels": share}, criterion="random")
@@ -347,14 +353,16 @@ def tell(name: str, build: Builder) -> None:
         return
     coupled = time.perf_counter() - start - captured
     units = sum(len(group) for group in coupling.groups)
-    total, free = rows(net, coupling)
-    print(f"== {name}: capture {captured:.2f} s, couple {coupled:.2f} s; {len(coupling.groups)} groups, {units} channels;"
-          f" {free} of {total} rows of the weights can be cut")  # fmt: skip
+    total, free, marked = rows(net, coupling)
+    print(
+        f"== {name}: capture {captured:.2f} s, couple {coupled:.2f} s; {len(coupling.groups)} groups, {units} channels"
+    )
+    print(f"     of {total} rows of the weights {free} can be cut, {marked} inexactly")
     for why, number in reasons(coupling.frozen).most_common():
         print(f"     {number:4d} x {why}")
-    inexact = getattr(coupling, "inexact", {})
-    for why, number in reasons(inexact).most_common():
-        print(f"     {number:4d} x INEXACT {why}")
+    for why, number in reasons({group.name: group.inexact for group in coupling.groups}).most_common():
+        if why:
+            print(f"     {number:4d} x INEXACT {why}")
     missing = unexplained(net, coupling)
     if missing:
         print(f"     SILENT {len(missing)}: {'; '.join(missing[:6])}")
@@ -372,11 +380,13 @@ def tell(name: str, build: Builder) -> None:
     sys.stdout.flush()
 
 
-def rows(net: nn.Module, coupling: Coupling) -> tuple[int, int]:
-    """(all, those in a group): indices of the first dimension of every weight matrix and kernel."""
+def rows(net: nn.Module, coupling: Coupling) -> tuple[int, int, int]:
+    """(all, those in an exact group, in an inexact one): indices of the first dimension of every weight matrix."""
     matrices = {name: len(p) for name, p in net.named_parameters() if p.ndim > 1}
-    held = sum(m.index.size for g in coupling.groups for m in g.members if m.dim == 0 and m.target in matrices)
-    return sum(matrices.values()), held
+    held = {False: 0, True: 0}
+    for group in coupling.groups:
+        held[bool(group.inexact)] += sum(m.index.size for m in group.members if m.dim == 0 and m.target in matrices)
+    return sum(matrices.values()), held[False], held[True]
 
 
 def main() -> None:
