@@ -31,6 +31,7 @@ _OUTER = re.compile(r"hidden|embed|model|in_(channels|features|dim)|^dim$|width|
 _NEVER = re.compile(
     r"layer|depth|image|window|patch|stride|kernel|padding|dilation|index|idx|_id$|version|max_|vocab|position|num_labels"
 )
+_UNTOUCHED = re.compile(f"{_NEVER.pattern}|conv|groups")  # of a config, whose numbers stand for many modules
 
 
 def readings(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Iterator[dict[Key, Any]]:
@@ -175,12 +176,12 @@ def follow_in_config(model: nn.Module, original: nn.Module, coupling: Coupling, 
     untold: dict[str, str] = {}
     for path, config in configs.items():
         for field, held in held_numbers(config).items():
-            becomes = new[path].get(held, set()) if type(held) is int and not _NEVER.search(field) else set()
+            becomes = new[path].get(held, set()) if type(held) is int and not _UNTOUCHED.search(field) else set()
             if len(becomes) == 1:
                 setattr(config, field, becomes.pop())
             elif len(becomes) > 1 and held not in becomes:
                 where = f"{path}.config.{field}".lstrip(".")
-                untold[where] = f"differs by layer ({', '.join(map(str, sorted(becomes)))}): stays {held}"
+                untold[where] = f"what was {held} became {', '.join(map(str, sorted(becomes)))}: it stays {held}"
     return untold
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -28,7 +28,7 @@ from aerogel.prune.coupling import Coupling, couple
 from aerogel.prune.criteria import Criterion
 from aerogel.prune.latency import DoesNotRun, LatencyAfter
 from aerogel.prune.plan import check_counts, check_target, is_protected, plan
-from aerogel.prune.proof import Kept, copied, named_weights, prove, slices, to_tensors
+from aerogel.prune.proof import Kept, copied, named_weights, prove, prove_inexact, slices, to_tensors
 from aerogel.prune.rank import check_ranking, find_criterion, scores
 from aerogel.prune.ratios import check_ratios, names_of
 from aerogel.prune.surgery import Origin, apply_to, origin_of
@@ -42,7 +42,7 @@ class Cut:
 
     frozen {dimension: reason} stayed whole. max_error is the proof's largest relative error. inexact {group: reason}:
     what can only be cut inexactly; difference: where that was allowed, the largest relative difference from the masked
-    network, on random inputs.
+    network on random inputs; max_error is then what is left of it while those statistics are held fixed.
     """
 
     model: nn.Module
@@ -160,14 +160,7 @@ def proven(
                 more = f"{len(inexact)} more groups pass a statistic ({example}: {inexact[example]})"
                 raise CutError(f"{missed}; {more}: allow_inexact=True cuts them too and tells the change") from missed
             raise
-        sure = removed.copy()
-        for group in coupling.groups:
-            if group.inexact:
-                sure[group.units] = False
-        error, problem, attributes = trial(coupling, sure)
-        difference = 0.0
-        if problem is None and (sure != removed).any():
-            difference, problem, attributes = trial(coupling, removed, exact=False)
+        error, problem, attributes, difference = trial(coupling, removed)
         if problem is None:
             break
         coupling = without_failing(trial, coupling, removed, problem)
@@ -194,6 +187,15 @@ def made(model: nn.Module, kept: Kept, attributes: Mapping[Key, Any]) -> nn.Modu
     return smaller
 
 
+class Tried(NamedTuple):
+    """The proof's relative error, what is wrong or None, the attributes with which nothing is, what the cut changes."""
+
+    error: float
+    wrong: str | None
+    attributes: dict[Key, Any]
+    difference: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """Cuts a copy and proves it, with every reading of the numbers that its modules hold."""
@@ -202,28 +204,27 @@ class Trial:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] | None
 
-    def __call__(
-        self, coupling: Coupling, removed: np.ndarray, *, exact: bool = True
-    ) -> tuple[float, str | None, dict[Key, Any]]:
-        """(relative error, what is wrong or None, the attributes with which nothing is).
-
-        exact: whether the error must be none but rounding; else only that the cut network runs.
-        """
+    def __call__(self, coupling: Coupling, removed: np.ndarray) -> Tried:
+        """Where no inexact group is cut the outputs must be equal, else equal while the statistics are held fixed."""
         kept = to_tensors(coupling.kept(removed))
-        first: tuple[float, str | None, dict[Key, Any]] | None = None
+        exact = not any(group.inexact and removed[group.units].any() for group in coupling.groups)
+        first: Tried | None = None
         for attributes in readings(self.model, coupling, removed):
-            error, wrong = prove(self.model, self.args, self.kwargs, kept, attributes)
-            if wrong is None or (not exact and np.isfinite(error)):
-                return error, None, attributes
-            first = first or (error, wrong, attributes)
+            if exact:
+                tried = Tried(*prove(self.model, self.args, self.kwargs, kept, attributes), attributes, 0.0)
+            else:
+                error, wrong, difference = prove_inexact(self.model, self.args, self.kwargs, kept, attributes)
+                tried = Tried(error, wrong, attributes, difference)
+            if tried.wrong is None:
+                return tried
+            first = first or tried
         assert first is not None
         return first
 
     def network(self, coupling: Coupling, removed: np.ndarray) -> nn.Module | None:
         """The network cut like that; None where something is wrong with it."""
-        exact = not any(group.inexact for group in coupling.groups)
-        _, wrong, attributes = self(coupling, removed, exact=exact)
-        return None if wrong else made(self.model, to_tensors(coupling.kept(removed)), attributes)
+        tried = self(coupling, removed)
+        return None if tried.wrong else made(self.model, to_tensors(coupling.kept(removed)), tried.attributes)
 
 
 def untrained(model: nn.Module, coupling: Coupling) -> dict[str, str]:
@@ -263,7 +264,7 @@ def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, probl
 
     Groups that pass together are tried no further. Raises CutError where the network fails its proof uncut.
     """
-    if trial(coupling, np.zeros_like(removed))[1]:
+    if trial(coupling, np.zeros_like(removed)).wrong:
         raise CutError(
             f"cut: {type(trial.model).__name__}: nothing can be proven, its output on random inputs is not finite "
             "or not the same twice; make forward() deterministic"
@@ -279,7 +280,7 @@ def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, probl
             tried[group.units] = removed[group.units]
         if (tried == passed).all():
             continue
-        _, wrong, _ = trial(coupling, tried, exact=not any(group.inexact for group in groups))
+        wrong = trial(coupling, tried).wrong
         if wrong is None:
             passed = tried
         elif len(groups) == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from aerogel.graph import evaluating, tensor_names
 from aerogel.graph.capture import quiet
 from aerogel.graph.resize import resize, sliced
 from aerogel.prune.attributes import Key, set_attributes
+from aerogel.prune.statistics import Statistics, changed
 
 TOLERANCE = 1e-4
 Kept = dict[str, tuple[Tensor | None, ...]]
@@ -40,51 +42,91 @@ def prove(
     Masked: every removed index of every weight set to zero, in the shapes of the whole network. In float32; where
     that fails, once more in float64: some networks amplify rounding, a wrong index stays wrong.
     """
-    error, wrong = _compared(model, args, kwargs, kept, attributes, seed, torch.float32)
+    error, wrong = _Pair(model, args, kwargs, kept, attributes, seed, torch.float32).compared()
     if wrong and np.isfinite(error):
         with contextlib.suppress(CutError):  # code that insists on float32 has had its verdict
-            finer, still_wrong = _compared(model, args, kwargs, kept, attributes, seed, torch.float64)
+            finer, still_wrong = _Pair(model, args, kwargs, kept, attributes, seed, torch.float64).compared()
             if not still_wrong:
                 return finer, None
     return error, wrong
 
 
-def _compared(
+def prove_inexact(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
     kept: Kept,
-    attributes: Mapping[Key, Any] | None,
-    seed: int,
-    precision: torch.dtype,
-) -> tuple[float, str | None]:
-    """The proof in one precision."""
-    generator = torch.Generator().manual_seed(seed)
-    masked = copied(model).to(precision)
-    _randomise(masked, generator)
-    smaller = resize(copied(masked), slices(named_weights(masked), kept))
-    set_attributes(smaller, attributes or {})
-    for target, tensor in named_weights(masked).items():
-        for dim, index in enumerate(kept.get(target, ())):
-            if index is not None:
-                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
-                gone[index] = False
-                tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
-    args, kwargs = tree_map(lambda x: _random_like(x, precision, generator), (args, dict(kwargs or {})))
-    again, again_named = copy.deepcopy((args, kwargs))  # a network may write into its input
-    with torch.no_grad(), evaluating(masked), evaluating(smaller), quiet():
-        try:
-            whole = masked(*args, **kwargs)
-        except Exception as failure:
-            what = f"{_brief(failure)}; make it take any numbers of the example's shape"
-            raise CutError(f"cut: {type(model).__name__} fails on random inputs: {what}") from failure
-        try:
-            less = smaller(*again, **again_named)
-        except Exception as failure:  # the user's own code may fail in any way once sizes change
-            return float("inf"), f"forward fails once it is cut: {_brief(failure)}"
-    error = _relative_error(tree_leaves(whole), tree_leaves(less))
-    wrong = None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output"
-    return error, wrong
+    attributes: Mapping[Key, Any] | None = None,
+    seed: int = 0,
+) -> tuple[float, str | None, float]:
+    """(error, what is wrong or None, relative difference) of a cut through statistics over channels.
+
+    The difference is what the cut changes; the error is what is left of it while these statistics are held fixed in
+    both networks (aerogel.prune.statistics): rounding, unless an index is wrong. In float64.
+    """
+    pair = _Pair(model, args, kwargs, kept, attributes, seed, torch.float64)
+    difference, wrong = pair.compared()
+    if wrong is None or not np.isfinite(difference):
+        return difference, wrong, 0.0
+    first, second = Statistics(), Statistics()
+    pair.compared(first, second)
+    fixed = changed(first.calls, second.calls)
+    if fixed is None:
+        return float("inf"), "the code runs other ops once it is cut", difference
+    error, wrong = pair.compared(Statistics(fixed), Statistics(fixed))
+    return error, wrong and f"{wrong}, with the statistics held fixed", difference
+
+
+class _Pair:
+    """The masked and the cut network, with random inputs, in one precision."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        kept: Kept,
+        attributes: Mapping[Key, Any] | None,
+        seed: int,
+        precision: torch.dtype,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.masked = copied(model).to(precision)
+        _randomise(self.masked, generator)
+        self.smaller = resize(copied(self.masked), slices(named_weights(self.masked), kept))
+        set_attributes(self.smaller, attributes or {})
+        for target, tensor in named_weights(self.masked).items():
+            for dim, index in enumerate(kept.get(target, ())):
+                if index is not None:
+                    gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                    gone[index] = False
+                    tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+        given = (args, dict(kwargs or {}))
+        self.inputs = tree_map(lambda x: _random_like(x, precision, generator), given)
+
+    def compared(
+        self,
+        around_masked: AbstractContextManager[Any] | None = None,
+        around_smaller: AbstractContextManager[Any] | None = None,
+    ) -> tuple[float, str | None]:
+        """(relative error, what is wrong or None). Raises CutError where the masked network does not run."""
+        args, kwargs = copy.deepcopy(self.inputs)  # a network may write into its input
+        again, again_named = copy.deepcopy(self.inputs)
+        with torch.no_grad(), evaluating(self.masked), evaluating(self.smaller), quiet():
+            try:
+                with around_masked or nullcontext():
+                    whole = self.masked(*args, **kwargs)
+            except Exception as failure:
+                what = f"{_brief(failure)}; make it take any numbers of the example's shape"
+                raise CutError(f"cut: {type(self.masked).__name__} fails on random inputs: {what}") from failure
+            try:
+                with around_smaller or nullcontext():
+                    less = self.smaller(*again, **again_named)
+            except Exception as failure:  # the user's own code may fail in any way once sizes change
+                return float("inf"), f"forward fails once it is cut: {_brief(failure)}"
+        error = _relative_error(tree_leaves(whole), tree_leaves(less))
+        wrong = None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output"
+        return error, wrong
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
