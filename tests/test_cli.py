@@ -24,7 +24,7 @@ from aerogel.nets import NETS, SOURCES, build
 from aerogel.nets.weights import LAYOUTS
 
 Aerogel = Callable[..., Any]
-VERBS = ("nets", "cost", "lint", "train", "compress", "resume", "export", "verify", "report")
+VERBS = ("nets", "cost", "lint", "train", "compress", "prune", "resume", "export", "verify", "report")
 NETWORKS = '''
 import torch
 from torch import nn

@@ -25,19 +25,22 @@ def cut_by_method(job: Job, model: nn.Module, target: Mapping[str, float], round
     """Raises CutError when the target is out of reach, or when the method does not suit the network."""
     settings = job.settings
     if settings.penalty:
-        return slim(model, job.example, target=target, protect=settings.protect, round_to=round_to)
+        return slim(model, job.example, target=target, over=settings.reduce or "max", protect=settings.protect,
+                    round_to=round_to)  # fmt: skip
     torch.manual_seed(settings.seed)  # for the random criterion
     return cut(model, job.example, target=target, criterion=criterion_of(job, model), ranking=settings.ranking,
-               round_to=round_to, protect=settings.protect)  # fmt: skip
+               round_to=round_to, protect=settings.protect, allow_inexact=settings.allow_inexact,
+               heads=settings.heads)  # fmt: skip
 
 
 def criterion_of(job: Job, model: nn.Module) -> Criterion:
     """The settings' criterion, with what it must see of the training images. Raises CutError for an unknown one."""
-    name = job.settings.criterion
-    if name not in EVIDENCE:
-        return criterion(name)
-    kinds = [kind for kind in KINDS if kind == EVIDENCE[name]] or ["activations"]
-    return criterion(name, evidence=gather(model, training_batches(job), kinds=kinds))
+    name, evidence = job.settings.criterion, None
+    if name in EVIDENCE:
+        kinds = [kind for kind in KINDS if kind == EVIDENCE[name]] or ["activations"]
+        evidence = gather(model, training_batches(job), kinds=kinds)
+    reduce, normalize = job.settings.reduce or None, job.settings.normalize or None
+    return criterion(name, reduce=reduce, normalize=normalize, evidence=evidence)
 
 
 def recovery(job: Job) -> Recipe:

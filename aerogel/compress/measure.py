@@ -16,7 +16,7 @@ from aerogel.export.verify import run_onnx
 from aerogel.graph import capture
 from aerogel.prune import couple
 from aerogel.prune.coupling import Coupling
-from aerogel.prune.cut import freeze, protected
+from aerogel.prune.cut import freeze, protected, untrained
 from aerogel.prune.price import file_bytes
 from aerogel.prune.slimming import scale_of, scales
 
@@ -24,9 +24,14 @@ BRIEF = 1.0  # seconds of a comparison that only steers; the verdict's own are i
 
 
 def coupling_of(job: Job, model: nn.Module) -> Coupling:
-    """What can be cut: neither protected layers nor, by slimming, channels without a batch norm's scale."""
-    coupling = protected(couple(capture(model, job.example)), job.settings.protect)
-    return _scaled(coupling, model) if job.settings.penalty else coupling
+    """What can be cut, as the settings have it: not what is protected, untrained, inexact, or has no scale to slim."""
+    settings = job.settings
+    coupling = couple(capture(model, job.example), whole_heads=settings.heads == "whole")
+    coupling = protected(coupling, settings.protect)
+    coupling = freeze(coupling, untrained(model, coupling))
+    if not settings.allow_inexact:
+        coupling = freeze(coupling, {group.name: group.inexact for group in coupling.groups if group.inexact})
+    return _scaled(coupling, model) if settings.penalty else coupling
 
 
 def _scaled(coupling: Coupling, model: nn.Module) -> Coupling:

@@ -48,6 +48,10 @@ class Settings(BaseModel):
     steps: int = Field(3, ge=1)  # cuts; each is recovered from, or all are made within one recovery (gradual)
     criterion: str = "l2"
     ranking: Literal["global", "local", "isomorphic"] = "global"
+    reduce: Literal["", "sum", "max", "mean"] = ""  # of a coupled channel's scores; the criterion's own where not given
+    normalize: Literal["", "mean", "max", "sum", "none"] = ""  # of a group's scores; the same
+    allow_inexact: bool = False  # cut what a statistic over channels couples, and tell the difference
+    heads: Literal["whole", "width"] = "whole"  # of attention: whole heads, or their width
     penalty: float = Field(0.0, ge=0)  # on batch-norm scales: network slimming where it is not 0
     slim: float = Field(1.0, gt=0)  # epochs of training with that penalty over those of the baseline
     scan: bool = False
@@ -79,6 +83,11 @@ class Settings(BaseModel):
             raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
         if self.schedule == "gradual" and not self.recover:
             raise ValueError("gradual cuts within the recovery; give recover more than 0, or choose another schedule")
+        if self.penalty and (self.allow_inexact or self.normalize or self.ranking != "global" or self.heads != "whole"):
+            raise ValueError(
+                "slimming has one threshold on raw scales: leave out ranking, normalize, heads and allow_inexact, or "
+                "choose --method bn_scale"
+            )
         return self
 
     @property

@@ -48,7 +48,7 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
         "method": described(settings),
         "repeat": [*repeat, f"aerogel verify {path}"],
         "candidates": candidates,
-        "cut": {key: candidates[-1][key] for key in ("max_error", "frozen", "inexact")},
+        "cut": {key: candidates[-1][key] for key in ("max_error", "frozen", "inexact", "difference")},
         "layers": _layers(job, run),
         **run["ship"],
     }

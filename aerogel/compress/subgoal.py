@@ -39,14 +39,16 @@ def told(job: Job, run: Run, k: int, found: Cut) -> dict[str, Any]:
     """Says what a cut did, before any recovery; the same for the run's record."""
     whole = run["baseline"]
     right = accuracy(found.model, job.data, "val")
-    parts = (
+    parts = [
         f"MACs x{found.after.macs / whole['macs']:.3f}",
         f"params x{found.after.params / whole['params']:.3f} of the original",
         f"validation {right:.2f} % before recovery",
         f"cut = masked to {found.max_error:.1e}",
-    )
+    ]
+    if found.difference:
+        parts.append(f"what is inexact moves outputs by {found.difference:.1e}")
     job.console.say(f"cut {k:03d}", "   ".join(parts))
-    record = {name: getattr(found, name) for name in ("max_error", "frozen", "inexact")}
+    record = {name: getattr(found, name) for name in ("max_error", "frozen", "inexact", "difference")}
     return record | {"unrecovered_accuracy": right}
 
 

@@ -3,7 +3,7 @@
 Han et al. 2015, arXiv:1506.02626, figure 6, scan layer by layer; Li et al. 2017, arXiv:1608.08710, figure 2, filters,
 without retraining. Here the unit is the coupled group, because no layer of a residual stage can be cut alone.
 Channels are masked, every index they take set to zero. That is what the cut network computes (aerogel.prune.proof) and
-needs no capture, so a point costs one evaluation.
+needs no capture, so a point costs one evaluation. Groups whose cut is inexact are left out: masked they are not cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aerogel.errors import CutError
 from aerogel.graph import capture
 from aerogel.prune.coupling import Group, couple
 from aerogel.prune.criteria import Criterion
-from aerogel.prune.cut import protected
+from aerogel.prune.cut import freeze, protected
 from aerogel.prune.plan import measure
 from aerogel.prune.proof import copied, named_weights
 from aerogel.prune.rank import find_criterion, scores
@@ -71,6 +71,7 @@ def sensitivity(
     if not shares or list(shares) != sorted(set(shares)) or not 0 < shares[0] <= shares[-1] < 1:
         raise CutError(f"sensitivity: shares must rise within (0, 1), as (0.1, 0.5, 0.9), got {shares}")
     coupling = protected(couple(capture(model, args, kwargs)), protect)
+    coupling = freeze(coupling, {group.name: group.inexact for group in coupling.groups if group.inexact})
     ranks = scores(coupling, named_weights(model), find_criterion(criterion))
     masked = copied(model)
     weights = named_weights(masked)

@@ -268,25 +268,21 @@ def training_curves(curves: Sequence[dict[str, Any]], name: str) -> Figure | Non
 
 def scan_curves(scan: dict[str, Any]) -> Figure | None:
     """Accuracy against the share of a group that is gone, a line a group; of many, the most sensitive."""
-    shares, groups, whole = scan.get("shares") or [], scan.get("groups") or {}, scan.get("whole")
-    if not (shares and groups and is_number(whole)):
+    shares, whole = scan.get("shares") or [], scan.get("whole")
+    groups = {name: curve for name, curve in (scan.get("groups") or {}).items() if numbers(dig(curve, "values"))}
+    if not groups or not numbers(shares):
         return None
     drawn = sorted(groups, key=lambda name: sum(groups[name]["values"]))[:MAX_CURVES]
     traces: list[Figure] = []
-    for name in groups:
-        if name not in drawn:
-            continue
+    for name in [name for name in groups if name in drawn]:
         curve, i = groups[name], len(traces)
-        values = [whole, *curve["values"]]
-        places = [0, *(100 * share for share in shares)]
-        counts = [0, *curve["removed"]]
-        text = [
-            f"{label(name)}<br>{count} of {curve['channels']} channels gone: {value:.2f} %"
-            for count, value in zip(counts, values, strict=True)
-        ]
+        start = [(0.0, whole)] if is_number(whole) else []
+        points = start + [(100 * share, value) for share, value in zip(shares, curve["values"], strict=False)]
+        whom = f"of {flat(curve.get('channels'))} channels"
+        text = [f"{label(name)}<br>{x:.0f} % {whom} gone: {y:.2f} %" for x, y in points]
         line = {"width": 1.6, "color": LINES[i % len(LINES)], "dash": STROKES[i // len(LINES) % len(STROKES)]}
         look = {"mode": "lines+markers", "line": line, "marker": {"size": 5}, "text": text, "hoverinfo": "text"}
-        traces.append(scatter(label(short(name)), list(zip(places, values, strict=True))) | look)
+        traces.append(scatter(label(short(flat(name))), points) | look)
     plot = layout("% of the group's channels removed, all others whole", "validation accuracy, %", height=420)
     count = f"the {len(drawn)} most sensitive of {len(groups)} groups" if len(drawn) < len(groups) else "every group"
     return {"caption": f"Accuracy without retraining, {count}.", "data": traces, "layout": plot | {"showlegend": True}}
@@ -294,8 +290,9 @@ def scan_curves(scan: dict[str, Any]) -> Figure | None:
 
 def scale_bars(scales: dict[str, Any]) -> Figure | None:
     """Histograms of the batch norms' |gamma|, network by network, over common bins."""
-    edges, counts = scales.get("edges") or [], scales.get("counts") or {}
-    if len(edges) < 2 or not counts:
+    edges = scales.get("edges") or []
+    counts = {name: row for name, row in (scales.get("counts") or {}).items() if numbers(row)}
+    if len(edges) < 2 or not numbers(edges) or not counts:
         return None
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     traces = []
@@ -305,6 +302,11 @@ def scale_bars(scales: dict[str, Any]) -> Figure | None:
         traces.append(scatter(label(name), list(zip(middles, row, strict=False))) | steps)
     plot = layout("|gamma| of a batch norm's channel", "channels", height=300) | {"showlegend": True}
     return {"caption": "Batch-norm scales before and after.", "data": traces, "layout": plot}
+
+
+def numbers(values: Any) -> bool:
+    """True of a list of finite numbers, at least one."""
+    return isinstance(values, list) and len(values) > 0 and all(is_number(value) for value in values)
 
 
 def scatter(name: str, points: Sequence[tuple[Any, Any]]) -> Figure:

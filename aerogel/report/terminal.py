@@ -79,14 +79,14 @@ def outcome(report: dict[str, Any]) -> str:
 
 def scan_lines(scan: dict[str, Any]) -> list[str]:
     """Accuracy by group and share removed: every other share, so that 80 columns hold them."""
-    shares = list(scan.get("shares") or [])
-    shown = range(0, len(shares), 2)
-    lines = [f"{'accuracy, % removed':<29}{'channels':>9}" + "".join(f"{100 * shares[i]:>8.0f}" for i in shown)]
+    shares = (scan.get("shares") or [])[::2]
+    heads = "".join(f"{100 * share if is_number(share) else 0:>8.0f}" for share in shares)
+    lines = [f"{'accuracy, % removed':<29}{'channels':>9}{heads}"]
     for name, curve in (scan.get("groups") or {}).items():
         short = visible(flat(name))
         short = short if len(short) <= 28 else "..." + short[-25:]
-        values = "".join(f"{curve['values'][i]:>8.2f}" for i in shown)
-        lines.append(f"{short:<29}{curve['channels']:>9}{values}")
+        values = "".join(f"{human(value, '%').removesuffix(' %'):>8}" for value in (dig(curve, "values") or [])[::2])
+        lines.append(f"{short:<29}{flat(dig(curve, 'channels')):>9}{values}")
     return lines
 
 

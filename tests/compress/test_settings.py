@@ -37,6 +37,67 @@ def test_what_was_given_is_left_as_it_was() -> None:
     assert options == {**LEAST, "seed": 3, "train": {"lr": 0.1}}
 
 
+PRUNE = {**LEAST, "verb": "prune"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "expected"),
+    [
+        ({}, "", ("l2", 0, "iterative", 3)),
+        ({"method": "magnitude"}, "", ("l2", 0, "iterative", 3)),
+        ({"method": "taylor", "schedule": "gradual"}, "", ("taylor", 0, "gradual", 8)),
+        ({"method": "slimming"}, "", ("bn_scale", 1e-4, "one-shot", 1)),
+        ({"method": "slimming", "schedule": "iterative", "steps": 2}, "", ("bn_scale", 1e-4, "iterative", 2)),
+        ({"method": "slimming"}, "penalty = 0.01\nschedule = 'linear'", ("bn_scale", 0.01, "linear", 3)),
+        ({"method": "l1"}, "method = 'slimming'\npenalty = 0.01", ("l1", 0, "one-shot", 1)),
+        ({"schedule": "one-shot"}, "steps = 5", ("l2", 0, "one-shot", 1)),
+        ({}, "method = 'lamp'\nschedule = 'gradual'\nsteps = 5", ("lamp", 0, "gradual", 5)),
+    ],
+    ids=range(9),
+)
+def test_a_method_stands_for_several_options(
+    options: dict[str, Any], text: str, expected: tuple[str, float, str, int], tmp_path: Path
+) -> None:
+    settings = resolve(PRUNE | options, config(tmp_path, text))
+    assert (settings.criterion, settings.penalty, settings.schedule, settings.steps) == expected
+
+
+def test_an_unknown_method_is_named_with_the_nearest() -> None:
+    with pytest.raises(AerogelError, match=r"--method 'tailor' is unknown; did you mean taylor\?"):
+        resolve(PRUNE | {"method": "tailor"}, None)
+
+
+def test_only_compress_limits_the_drop_unasked(tmp_path: Path) -> None:
+    assert resolve(PRUNE, None).max_drop is None
+    assert resolve(PRUNE | {"max_drop": 0.5}, None).max_drop == 0.5
+    assert resolve({**LEAST, "max_drop": None}, config(tmp_path, "verb = 'compress'")).max_drop == 1.0
+    assert resolve(PRUNE | {"target": ["macs=0.5"]}, None).goal == "macs=0.5"
+    assert resolve(PRUNE | {"scan": True}, None).goal == "sensitivity scan"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "one-shot", "steps": 2}, r"^one-shot makes one cut; leave --steps out"),
+        ({"schedule": "gradual", "recover": 0}, r"^gradual cuts within the recovery"),
+        ({"penalty": 0.1, "normalize": "max"}, r"^slimming has one threshold on raw scales"),
+    ],
+    ids=["one-shot", "gradual", "slimming"],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AerogelError, match=message):
+        resolve(PRUNE | options, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [({}, [6, 6, 20]), ({"schedule": "gradual"}, [20]), ({"schedule": "one-shot"}, [20]), ({"recover": 0}, [0, 0, 0])],
+    ids=["iterative", "gradual", "one-shot", "none"],
+)
+def test_a_recovery_follows_every_cut_or_holds_them_all(options: dict[str, Any], epochs: list[float]) -> None:
+    assert resolve(PRUNE | {"train": {"epochs": 10}} | options, None).recoveries == pytest.approx(epochs)
+
+
 @pytest.mark.parametrize(
     ("typed", "text", "seeds"),
     [
@@ -130,7 +191,8 @@ def test_a_file_that_is_absent_or_not_toml_is_named(tmp_path: Path) -> None:
         model=st.text(min_size=1),
         data=st.text(min_size=1),
         target=st.lists(st.text(), max_size=2),
-        max_drop=st.floats(0, 100),
+        verb=st.sampled_from(["compress", "prune"]),
+        max_drop=st.none() | st.floats(0, 100),
         weights=st.none() | st.text(),
         input=st.none() | st.tuples(*[st.integers(1, 512)] * 3),
         seed=st.integers(0, 2**63 - 1),

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from aerogel.errors import AerogelError
 from aerogel.report import render, terminal, write
-from aerogel.report.page import MAX_BARS, MAX_POINTS, bullet, figures, script_hash
+from aerogel.report.page import MAX_BARS, MAX_CURVES, MAX_POINTS, bullet, figures, script_hash
 from aerogel.report.terminal import human
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}\x1b[31m\u202e"
 GOAL = ("name", "unit", "value", "low", "high", "limit", "met")
-SECTIONS = ["Before and after", "Proof", "Candidates", "Layers", "Training", "Stages", "Data", "Repeat it"]
+SECTIONS = ["Before and after", "Proof", "Candidates", "Sensitivity", "Batch-norm scales", "Layers", "Training"]
+SECTIONS += ["Stages", "Data", "Repeat it"]
 COUNTS = {"params": 431080, "macs": 2293000, "flops": 4600000, "file_bytes": 1726000}
 COUNTS |= {"access_bytes": 1900000, "peak_bytes": 151000}
 
@@ -59,6 +60,15 @@ def full() -> dict[str, Any]:
         "after": side(0.5),
         "parity": {"samples": 1000, "top1_agreement": 1.0, "max_abs_diff": 1.1e-6, "ok": True},
         "cut": {"max_error": 1.3e-7, "frozen": {"fc.2": "is the output"}, "inexact": {"gate": "a max"}},
+        "method": "slimming: the smallest scales; one-shot",
+        "scan": {
+            "criterion": "l2",
+            "images": 5000,
+            "shares": [0.1, 0.5, 0.9],
+            "whole": 98.75,
+            "groups": {"features.0": {"channels": 20, "removed": [2, 10, 18], "values": [98.5, 91.25, 33.0]}},
+        },
+        "scales": {"edges": [0.0, 0.5, 1.0], "counts": {"original": [2, 18], "result": [0, 12]}},
         "candidates": [
             point | {"val_accuracy": 99.1, "frontier": True, "shipped": True},
             point | {"name": "002", "latency_ratio": 0.6, "val_accuracy": 98.0, "frontier": False},
@@ -124,7 +134,8 @@ class Page(HTMLParser):
 SHOWN = [
     "PASS", "x0.48 [0.47, 0.49]", "limit x0.50", "0.500 ms\n[0.450, 0.550]", "-0.05 pt", "2.29 M",
     "1.81 MiB", "On 1,000 samples", "100.00 %", "1.1e-06", "1.3e-07", "is the output", "20 x 1 x 5 x 5",
-    "4 of 4 layers can be cut", "55,000", r"train/3/\udcff001.png",
+    "4 of 4 layers can be cut", "5,000 validation images", "91.25 %", "slimming: the smallest", "55,000",
+    r"train/3/\udcff001.png",
 ]
 # fmt: on
 
@@ -135,7 +146,9 @@ def test_full_report_shows_every_section_and_its_numbers() -> None:
     for text in SHOWN:
         assert text in page.text, text
     assert ("td", {"class": "n", "title": "2,293,000"}) in page.tags
-    assert set(page.plots()) == {"frontier", "layers-macs", "layers-access", "curve-0", "curve-1"}
+    assert set(page.plots()) == {
+        "frontier", "scan", "scales", "layers-macs", "layers-access", "curve-0", "curve-1",
+    }  # fmt: skip
 
 
 def test_minimal_report_is_unfinished_and_carries_no_plotly() -> None:
@@ -143,6 +156,35 @@ def test_minimal_report_is_unfinished_and_carries_no_plotly() -> None:
     assert Page(page).headings() == []
     assert "UNFINISHED" in Page(page).text
     assert len(page) < 20_000
+
+
+def test_what_had_no_goal_is_done_and_a_goal_without_a_limit_is_not_judged() -> None:
+    report = full()
+    report["verdict"] = {"pass": None, "text": "scanned 1 group", "goals": []}
+    page = Page(render(report))
+    assert "DONE" in page.text
+    assert "scanned 1 group" in page.text
+    assert terminal(report).splitlines()[1] == "scanned 1 group"
+    report["verdict"]["goals"] = [full()["verdict"]["goals"][1] | {"limit": None, "met": None}]
+    page = Page(render(report))
+    assert "accuracy drop" in page.text
+    assert "limit" not in page.text.partition("Before and after")[0]
+
+
+def test_a_scan_is_drawn_by_its_most_sensitive_groups_and_told_in_80_columns() -> None:
+    report = full()
+    report["scan"]["groups"] = {
+        f"features.stage{i}.a_long_name.conv": {"channels": 8, "values": [90.0, 80.0, float(i)]} for i in range(20)
+    }
+    plot = figures(report)["scan"]
+    assert plot["caption"] == f"Accuracy without retraining, the {MAX_CURVES} most sensitive of 20 groups."
+    assert [trace["y"][-1] for trace in plot["data"]] == list(range(MAX_CURVES))
+    assert all((trace["x"][0], trace["y"][0]) == (0, 98.75) for trace in plot["data"])
+    lines = terminal(report).splitlines()
+    (head,) = (i for i, line in enumerate(lines) if line.startswith("accuracy, % removed"))
+    assert lines[head].split()[-2:] == ["10", "90"]
+    assert lines[head + 1].split() == ["...s.stage0.a_long_name.conv", "8", "90.00", "0.00"]
+    assert max(map(len, lines[head : head + 21])) <= 80
 
 
 def test_failed_report_names_the_nearest_points() -> None:
@@ -183,6 +225,8 @@ def test_hostile_names_inject_nothing() -> None:
     for part in ("frozen", "inexact"):
         report["cut"][part] = {HOSTILE: HOSTILE}
     report["environment"][HOSTILE] = report["data"][HOSTILE] = HOSTILE
+    report["scan"]["groups"] = {HOSTILE: full()["scan"]["groups"]["features.0"]}
+    report["scales"]["counts"] = {HOSTILE: [1, 2]}
     report["curves"][0]["series"] = {HOSTILE: [1.0, 2.0, 3.0]}
     text = render(report)
     page, clean = Page(text), Page(render(full()))
