@@ -1,0 +1,430 @@
+"""What can be cut, and how fast, beside Torch-Pruning: over many networks, on five large ones, and a 7B decoder.
+
+    python benchmarks/prune_peers.py [networks|speed|decoder ...] [--only NAME ...] [--rounds 3] [--limit 120]
+
+networks  every convolutional network of aerogel.nets and the Hugging Face families of tests/prune/families.py, small
+          and random: how many rows of the weights can be cut, why not the others, the largest error of cuts to 90,
+          70, 50, 10 % of the channels and to half in five steps; and what Torch-Pruning makes of removing half.
+speed     ResNet-50, DenseNet-121, VGG-16, MobileNetV2, ViT-B/16 at 224 x 224: capture, couple, plan, cut and proof
+          against building Torch-Pruning's pruner and one step of it, half of the channels by L2 norm, layer by layer.
+          In turns within one process, in random order, after one round that is not timed. Peak memory in processes of
+          their own.
+decoder   a Llama configuration of 7B parameters on the meta device: seconds to capture and to couple.
+
+Torch-Pruning is asked as its README says: the layers that make the outputs are ignored, and it is told the number of
+heads of every query, key and value layer, of which it then removes whole ones. Nothing is repaired by hand
+afterwards. Its result is compared with the whole network in which the same indices are zero, in float64; which
+indices those are is read from the numbers that are left. Where they differ, once more with norms that take
+their statistics over what is left, which cannot be exact: "exact but for norms".
+
+The peer is installed for this alone:  pip install --target PEERS --no-deps torch-pruning;  PYTHONPATH=PEERS python ...
+Results go to benchmarks/results/prune_peers.json, and from there into docs/pruning.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from aerogel.cost.latency import cpu_name
+from aerogel.files import write_json
+from aerogel.graph import capture
+from aerogel.graph.capture import quiet
+from aerogel.nets import build
+from aerogel.prune import cut
+from aerogel.prune.coupling import Coupling, couple
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "prune_peers.json"
+PAGE = ROOT / "docs" / "pruning.md"
+sys.path.insert(0, str(ROOT / "tests" / "prune"))
+from families import NETWORKS, WAYS, Case, outcome, random_like, rows  # noqa: E402
+from reference import Kept, answers, largest, masked, masked_but_for_norms, named  # noqa: E402
+
+EXACT = 1e-4
+QUERIES = re.compile(r"(^|\.)(query|key|value|[qkv]_proj|[qkv]_lin|[qkv])$")
+
+# ---------------------------------------------------------------- Torch-Pruning
+
+
+def torch_pruning() -> Any:
+    """The peer. Raises SystemExit where it is not installed, saying how to."""
+    try:
+        import torch_pruning
+    except ImportError:
+        raise SystemExit(
+            "prune_peers: torch-pruning is not installed; pip install --target PEERS --no-deps torch-pruning, and put "
+            "PEERS on PYTHONPATH"
+        ) from None
+    return torch_pruning
+
+
+def prune_half(net: nn.Module, inputs: Any, outputs: list[nn.Module], heads: dict[nn.Module, int]) -> None:
+    """Half of the channels by L2 norm, in place, in every layer but those that make the outputs."""
+    tp = torch_pruning()
+    options: dict[str, Any] = {}
+    if heads:
+        options = {"num_heads": heads, "prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5}
+    pruner = tp.pruner.BasePruner(
+        net, inputs, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=outputs,
+        output_transform=lambda out: sum(t.sum() for t in tree_leaves(out) if t.is_floating_point()), **options,
+    )  # fmt: skip
+    pruner.step()
+
+
+def heads_of(net: nn.Module) -> dict[nn.Module, int]:
+    """The number of heads of every linear layer that makes queries, keys or values, where a config holds it."""
+    config = getattr(net, "config", None)
+    number = getattr(config, "num_attention_heads", None)
+    if not isinstance(number, int):
+        return {}
+    fewer = getattr(config, "num_key_value_heads", None) or number
+    found = {}
+    for name, module in net.named_modules():
+        match = QUERIES.search(name)
+        if match and isinstance(module, nn.Linear):
+            found[module] = number if match[2].startswith("q") else fewer
+    return found
+
+
+def output_layers(net: nn.Module, coupling: Coupling) -> list[nn.Module]:
+    """The modules whose own rows the network gives out."""
+    names = [key.partition(" ")[0] for key, why in coupling.frozen.items() if why == "network output"]
+    return [net.get_submodule(name.rpartition(".")[0]) for name in names]
+
+
+def kept_by_values(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Kept:
+    """Which indices are left, read from the numbers, no two of which are the same. Raises LookupError."""
+    kept: dict[str, tuple[Tensor | None, ...]] = {}
+    for name, old in before.items():
+        new = after[name]
+        if old.shape == new.shape:
+            continue
+        place = {value: i for i, value in enumerate(old.flatten().tolist())}
+        dims: list[Tensor | None] = []
+        for dim, (size, left) in enumerate(zip(old.shape, new.shape, strict=True)):
+            line = new[tuple(slice(None) if d == dim else 0 for d in range(new.ndim))].tolist()
+            if not all(value in place for value in line):
+                raise LookupError(f"{name} holds other numbers than before")
+            index = torch.tensor([np.unravel_index(place[value], old.shape)[dim] for value in line])
+            dims.append(None if size == left else index)
+        kept[name] = tuple(dims)
+    return kept
+
+
+def distinct(net: nn.Module) -> nn.Module:
+    """In place: float64, and no two numbers of a weight alike."""
+    net = net.double()
+    with torch.no_grad():
+        for tensor in named(net).values():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 1e-6 * torch.rand_like(tensor))
+    return net
+
+
+def of_peer(case: Case, coupling: Coupling) -> str:
+    """What Torch-Pruning makes of a network: one short line."""
+    net, _, inputs = case
+    torch.manual_seed(0)
+    net, inputs = distinct(net), {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    whole, before = copy.deepcopy(net), {name: t.detach().clone() for name, t in named(net).items()}
+    x = {name: t.to(inputs[name]) for name, t in random_like(inputs, 1).items()}
+    try:
+        with quiet():
+            prune_half(net, inputs, output_layers(net, coupling), heads_of(net))
+    except Exception as error:
+        return f"fails: {_brief(error)}"
+    after = named(net)
+    missing = [name for name in before if name not in after]
+    if missing:  # it ties nothing: a tied weight has a name of its own afterwards
+        return f"parts tied weights: {missing[0]}"
+    if all(before[name].shape == after[name].shape for name in before):
+        return "cuts nothing, says nothing"
+    try:
+        got = answers(net, x)
+    except Exception as error:
+        return f"cut network fails: {_brief(error)}"
+    try:
+        kept = kept_by_values(before, after)
+    except LookupError as error:
+        return f"cannot be compared: {error}"
+    expected = answers(masked(whole, kept), x)
+    if [e.shape for e in expected] != [g.shape for g in got]:
+        return "cuts the outputs"
+    error = largest(expected, got)
+    if error <= EXACT:
+        return "exact"
+    if largest(answers(masked_but_for_norms(whole, net, kept), x), got) <= EXACT:
+        return "exact but for norms"
+    return f"wrong: outputs differ by {error:.0e}"
+
+
+def _brief(error: Exception) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first[:90]}"
+
+
+# ---------------------------------------------------------------- over many networks
+
+
+def one(name: str) -> None:
+    """Prints two lines of JSON: what aerogel, and what Torch-Pruning makes of a network."""
+    case = net, args, kwargs = NETWORKS[name]()
+    start = time.perf_counter()
+    coupling = couple(capture(net, args, kwargs))
+    seconds = time.perf_counter() - start
+    total, exact, inexact = rows(net, coupling)
+    errors = {f"{keep} in {steps}": outcome(case, keep, steps)[0] for keep, steps in WAYS}
+    why = Counter(_short(reason) for reason in coupling.frozen.values())
+    start = time.perf_counter()
+    cut(net, args, kwargs, target={"channels": 0.5}, ranking="local")
+    found = {"rows": total, "exact": exact, "inexact": inexact, "why": dict(why.most_common()), "errors": errors}
+    print(json.dumps(found | {"couple_seconds": seconds, "cut_seconds": time.perf_counter() - start}), flush=True)
+    start = time.perf_counter()
+    said = of_peer(case, coupling)
+    print(json.dumps({"outcome": said, "seconds": time.perf_counter() - start}), flush=True)
+
+
+def _short(reason: str) -> str:
+    """A reason without the names of places, so that equal ones count as one."""
+    return re.sub(r" \([^)]*\)|^\d+ of \d+: |[\w.]+\.(?=weight|bias)", "", reason)
+
+
+def networks(names: list[str], limit: int) -> dict[str, Any]:
+    """{network: {"aerogel": ..., "torch_pruning": ...}}, each network in a process of its own."""
+    found = {}
+    for name in names:
+        command = [sys.executable, __file__, "--one", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=_environment())
+            said, failed = done.stdout, f"ends: {(done.stderr.strip().splitlines() or ['?'])[-1][:120]}"
+        except subprocess.TimeoutExpired as error:
+            said, failed = (error.stdout or b"").decode(), f"no end within {limit} s"
+        lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+        ours = lines[0] if lines else {"failed": failed}
+        peer = lines[1] if len(lines) > 1 else {"outcome": failed, "seconds": None}
+        found[name] = {"aerogel": ours, "torch_pruning": peer}
+        print(f"{name:<24} {_cuttable(ours):<44} {_worst(ours):<10} | {peer['outcome']}", flush=True)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def _cuttable(ours: Mapping[str, Any]) -> str:
+    if "failed" in ours:
+        return str(ours["failed"])
+    more = f" + {100 * ours['inexact'] / ours['rows']:.0f} % inexactly" if ours["inexact"] else ""
+    return f"{100 * ours['exact'] / ours['rows']:.0f} %{more}"
+
+
+def _worst(ours: Mapping[str, Any]) -> str:
+    """The largest error of all ways, or the first exception."""
+    said = list(ours.get("errors", {}).values())
+    broken = [text for text in said if not re.fullmatch(r"[\d.e+-]+", text)]
+    return broken[0][:60] if broken else f"{max(map(float, said)):.0e}" if said else ""
+
+
+# ---------------------------------------------------------------- speed
+
+
+def vit_base() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(num_labels=1000))
+
+
+LARGE: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-50": lambda: build("resnet50"),
+    "DenseNet-121": lambda: build("densenet121"),
+    "VGG-16": lambda: build("vgg16"),
+    "MobileNetV2": lambda: build("mobilenet_v2"),
+    "ViT-B/16": vit_base,
+}
+IMAGE = (1, 3, 224, 224)
+
+
+def by_aerogel(net: nn.Module) -> None:
+    cut(net, (torch.zeros(IMAGE),), target={"channels": 0.5}, ranking="local")
+
+
+def by_peer(net: nn.Module) -> None:
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    prune_half(net, torch.zeros(IMAGE), [last], heads_of(net))
+
+
+TOOLS: dict[str, Callable[[nn.Module], None]] = {"aerogel": by_aerogel, "torch_pruning": by_peer}
+
+
+def speed(rounds: int) -> dict[str, Any]:
+    """{network: {"seconds": {tool: [...]}, "ratio": [...], "peak_mib": {tool: ...}}}."""
+    rng, found = np.random.default_rng(0), {}
+    for name, make in LARGE.items():
+        seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+        for number in range(rounds + 1):
+            for tool in rng.permutation(list(TOOLS)):
+                torch.manual_seed(number)
+                net = make().eval()
+                start = time.perf_counter()
+                with quiet():
+                    TOOLS[tool](net)
+                if number:
+                    seconds[tool].append(time.perf_counter() - start)
+        ratio = [a / b for a, b in zip(seconds["aerogel"], seconds["torch_pruning"], strict=True)]
+        peak = {tool: _peak(name, tool) for tool in (*TOOLS, "nothing")}
+        found[name] = {"seconds": seconds, "ratio": ratio, "peak_mib": peak}
+        shown = "  ".join(f"{tool} {np.median(held):.2f} s {peak[tool]:.0f} MiB" for tool, held in seconds.items())
+        print(f"{name:<14} {shown}  x{np.median(ratio):.2f}  (network alone {peak['nothing']:.0f} MiB)", flush=True)
+    return found
+
+
+def _peak(network: str, tool: str) -> float:
+    """Peak memory in MiB of a process that builds the network and does this one thing."""
+    command = [sys.executable, __file__, "--peak", network, tool]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak(network: str, tool: str) -> None:
+    net = LARGE[network]().eval()
+    if tool in TOOLS:
+        with quiet():
+            TOOLS[tool](net)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+# ---------------------------------------------------------------- a 7B decoder
+
+
+def decoder() -> dict[str, Any]:
+    """Llama-2-7B's configuration on the meta device: seconds, and peak memory of this process."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+                         vocab_size=32000, use_cache=False)  # fmt: skip
+    with torch.device("meta"):
+        net = LlamaForCausalLM(config).eval()
+        ids = torch.zeros(1, 128, dtype=torch.long)
+    start = time.perf_counter()
+    graph = capture(net, (), {"input_ids": ids})
+    captured = time.perf_counter()
+    coupling = couple(graph)
+    end = time.perf_counter()
+    found = {
+        "params": sum(p.numel() for p in net.parameters()),
+        "ops": len(graph.ops),
+        "capture_seconds": captured - start,
+        "couple_seconds": end - captured,
+        "groups": len(coupling.groups),
+        "channels": sum(map(len, coupling.groups)),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(found, flush=True)
+    return found
+
+
+# ---------------------------------------------------------------- the page
+
+
+def table(held: Mapping[str, Any]) -> str:
+    """The tables of docs/pruning.md."""
+    lines = [
+        "| network | rows that can be cut | why not the others | largest error | s | Torch-Pruning, half removed | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in held.get("networks", {}).items():
+        ours, peer = row["aerogel"], row["torch_pruning"]
+        why = "; ".join(f"{reason} ({n})" for reason, n in list(ours.get("why", {}).items())[:3])
+        took = "" if peer["seconds"] is None else f"{peer['seconds']:.1f}"
+        lines.append(
+            f"| {name} | {_cuttable(ours)} | {why} | {_worst(ours)} | {ours.get('cut_seconds', 0):.1f} "
+            f"| {peer['outcome'].replace('|', '/')} | {took} |"
+        )
+    if "speed" in held:
+        lines += ["", "| network, 224 x 224 | aerogel, s | Torch-Pruning, s | ratio | peak MiB | its peak MiB |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, row in held["speed"].items():
+            ours, theirs = (float(np.median(row["seconds"][tool])) for tool in TOOLS)
+            ratio = f"{np.median(row['ratio']):.2f} ({min(row['ratio']):.2f} to {max(row['ratio']):.2f})"
+            memory = [f"{row['peak_mib'][tool]:.0f}" for tool in TOOLS]
+            lines.append(f"| {name} | {ours:.2f} | {theirs:.2f} | {ratio} | {' | '.join(memory)} |")
+    if "decoder" in held:
+        one = held["decoder"]
+        size, gib = one["params"] / 1e9, one["peak_mib"] / 1024
+        lines += [
+            "",
+            f"A decoder of {size:.1f}B parameters on the meta device ({one['ops']} ops) is captured in "
+            f"{one['capture_seconds']:.0f} s and coupled in {one['couple_seconds']:.0f} s ({one['channels']} channels "
+            f"in {one['groups']} groups), in {gib:.1f} GiB.",
+        ]
+    last = held["last"]
+    return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python benchmarks/prune_peers.py`."])
+
+
+def write_page(held: Mapping[str, Any]) -> None:
+    """Puts the tables between the markers of the page, where it has them."""
+    text = PAGE.read_text() if PAGE.exists() else ""
+    begin, end = "<!-- networks -->", "<!-- /networks -->"
+    if begin not in text or end not in text:
+        print(f"{PAGE.name} has no {begin} ... {end}: the tables are not put there", file=sys.stderr)
+        return
+    head, _, rest = text.partition(begin)
+    PAGE.write_text(f"{head}{begin}\n{table(held)}\n{end}{rest.partition(end)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=[], help="networks, speed, decoder, page; all without any")
+    parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the networks")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=300, help="seconds a network may take")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    if given.one:
+        return one(given.one)
+    if given.peak:
+        return peak(*given.peak)
+    parts = given.parts or ["networks", "speed", "decoder"]
+    if set(parts) & {"networks", "speed"}:
+        torch_pruning()
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if "networks" in parts:
+        held["networks"] = held.get("networks", {}) | networks(given.only or list(NETWORKS), given.limit)
+    if "speed" in parts:
+        held["speed"] = speed(given.rounds)
+    if "decoder" in parts:
+        held["decoder"] = decoder()
+    if parts != ["page"]:
+        hardware = f"{cpu_name()}, 1 thread, torch {torch.__version__}"
+        held["last"] = {"hardware": hardware, "date": str(datetime.date.today())}
+        write_json(RESULTS, held)
+    write_page(held)
+    return None
+
+
+if __name__ == "__main__":
+    main()
