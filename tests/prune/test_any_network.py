@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from families import NETWORKS, WAYS, Case, cut_at_random, random_like, unexplained
 from reference import answers, largest, masked_but_for_norms
 from strategies import assert_sliced
