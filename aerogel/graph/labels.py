@@ -54,6 +54,7 @@ class Labels:
     marks:   (labels, reason) of what can only be cut inexactly
     pinned:  weight -> reason why all its dimensions stay whole
     grids:   (one label an element of a weight, the labels of its dimensions)
+    sizes:   (module, number that its code holds) -> labels of the dimension that is as long, of widths of heads
     heads:   (labels, head) as (2, k) tensors: channels that products take head by head
     count:   how many labels there are, 0 among them
     """
@@ -70,6 +71,7 @@ class Labels:
         self.marks: list[tuple[Tensor, str]] = []
         self.pinned: dict[str, str] = {}
         self.grids: list[tuple[Tensor, list[Tensor]]] = []
+        self.sizes: dict[tuple[str, int], Tensor] = {}
         self.heads: list[Tensor] = []
         self._starts: dict[tuple[str, int], int] = {}  # numbered beforehand: the same in every run
         self.count = 1

@@ -28,8 +28,18 @@ def view(state: Labels, op: Op) -> list[Tag]:
         return [Tag()]
     tag = state.of(x)
     fields = tuple(state.rectangle(reshaped(field, before, after)) for field in tag.fields)
+    if not state.whole_heads:
+        _one_number(state, op, fields)
     free = tag.free if _moves_ones_only(before, after) and len(before) == len(after) else frozenset[int]()
     return [Tag(fields, tag.base, free)]
+
+
+def _one_number(state: Labels, op: Op, fields: Sequence[Tensor]) -> None:
+    """Widths of heads for which one module's code has the same number are one width."""
+    for field in fields:
+        for d in wide(field):
+            if isinstance(op.args[1], list) and len(op.args[1]) == field.ndim and op.args[1][d] == field.shape[d]:
+                state.unify(field.flatten(), state.sizes.setdefault((op.module, field.shape[d]), field.flatten()))
 
 
 def _moves_ones_only(before: Sequence[int], after: Sequence[int]) -> bool:
@@ -73,7 +83,8 @@ def movement(state: Labels, op: Op) -> list[Tag]:
     tag = state.of(x)
     fields = []
     for field in tag.fields:
-        moved = op.fn(*fill(op.args, {x.name: field.expand(state.shape(x))}))
+        positional = [a for a in op.fn._schema.arguments if not a.kwarg_only]
+        moved = op.fn(*fill(op.args[: len(positional)], {x.name: field.expand(state.shape(x))}))
         fields.append(state.rectangle(collapse(moved)))
     return [Tag(tuple(fields), tag.base)]
 
