@@ -36,7 +36,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +209,8 @@ def _short(reason: str) -> str:
     return re.sub(r" \([^)]*\)|^\d+ of \d+: |[\w.]+\.(?=weight|bias)", "", reason)
 
 
-def networks(names: list[str], limit: int) -> dict[str, Any]:
-    """{network: {"aerogel": ..., "torch_pruning": ...}}, each network in a process of its own."""
-    found = {}
+def networks(names: list[str], limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(network, {"aerogel": ..., "torch_pruning": ...}) as they are done, each network in a process of its own."""
     for name in names:
         command = [sys.executable, __file__, "--one", name]
         try:
@@ -222,9 +221,8 @@ def networks(names: list[str], limit: int) -> dict[str, Any]:
         lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         ours = lines[0] if lines else {"failed": failed}
         peer = lines[1] if len(lines) > 1 else {"outcome": failed, "seconds": None}
-        found[name] = {"aerogel": ours, "torch_pruning": peer}
-        print(f"{name:<24} {_cuttable(ours):<44} {_worst(ours):<10} | {peer['outcome']}", flush=True)
-    return found
+        print(f"{name:<24} {_cuttable(ours):<24} {_worst(ours):<10} | {peer['outcome']}", flush=True)
+        yield name, {"aerogel": ours, "torch_pruning": peer}
 
 
 def _environment() -> dict[str, str]:
@@ -397,7 +395,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[], help="networks, speed, decoder, page; all without any")
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="of the networks")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=300, help="seconds a network may take")
+    parser.add_argument("--limit", type=int, default=900, help="seconds a network may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -413,7 +411,11 @@ def main() -> None:
         torch_pruning()
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if "networks" in parts:
-        held["networks"] = held.get("networks", {}) | networks(given.only or list(NETWORKS), given.limit)
+        done = held.setdefault("networks", {})
+        for name, found in networks(given.only or list(NETWORKS), given.limit):
+            done[name] = found
+            write_json(RESULTS, held)  # it takes an hour: what is done stays
+        held["networks"] = {name: done[name] for name in NETWORKS if name in done}
     if "speed" in parts:
         held["speed"] = speed(given.rounds)
     if "decoder" in parts:
