@@ -115,7 +115,8 @@ IMAGES: dict[str, Case] = {
     "shuffle": Case(around(lambda net, x: net.s(x), s=lambda: nn.ChannelShuffle(2)), ("a",)),
     "pixel shuffle": Case(around(lambda net, x: net.s(x), 2, s=lambda: nn.PixelShuffle(2)), ("a",)),
     "pixel shuffle by hand": Case(
-        lambda: Body(lambda net, x: net.b(_shuffled_pixels(net, net.a(x))), a=nn.Conv2d(3, 16, 1), b=nn.Conv2d(4, 2, 1)),
+        lambda: Body(lambda net, x: net.b(_shuffled_pixels(net, net.a(x))), a=nn.Conv2d(3, 16, 1),
+                     b=nn.Conv2d(4, 2, 1)),
         ("a",)),
     "pixel unshuffle": Case(around(lambda net, x: net.s(x), 32, s=lambda: nn.PixelUnshuffle(2)), ("a",)),
     "padded channels": Case(around(lambda net, x: F.pad(x, (0, 0, 0, 0, 2, 1)), 11), ("a",)),
@@ -324,11 +325,10 @@ def test_it_trains_and_is_cut_again(name: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     net(torch.randn(case.shape)).square().mean().backward()
     optimizer.step()
-    try:
-        second = done(case, net, 0.8)
-    except CutError as error:  # some have one unit left
-        assert "out of reach" in str(error)
-        return
+    left = couple(capture(net, (torch.zeros(case.shape),)), whole_heads="heads" not in dict(case.options))
+    if not any(len(group) > 1 for group in left.groups):
+        return  # one unit is left everywhere
+    second = done(case, net, max(0.8, len(left.groups) / sum(map(len, left.groups))))
     assert second.max_error <= 1e-4
     capture(copy.deepcopy(second.model), (torch.zeros(case.shape),))
 
@@ -396,14 +396,6 @@ def test_a_width_that_the_scale_is_made_of_stays() -> None:
     assert "only whole heads can go" in couple(capture(net, x), whole_heads=False).frozen["q.weight dim 0"]
     with pytest.raises(CutError, match="nothing can be cut"):
         cut(net, x, target={"channels": 0.9}, heads="width")
-
-
-def test_channels_that_change_places_by_a_number_that_does_not_follow_are_frozen_by_the_proof() -> None:
-    net = around(lambda net, x: torch.roll(x, 3, 1) + net.c(x), c=lambda: nn.Conv2d(8, 8, 1), d=8)()
-    made = cut(Body(lambda top, x: top.f(top.net(x).relu()), net=net, f=nn.Linear(4, 3)), (torch.zeros(IMAGE),),
-               target={"channels": 0.9}, ranking="local")  # fmt: skip
-    assert width(made.model, "net.a") == width(net, "a")
-    assert any("differ" in why for why in made.frozen.values())
 
 
 def test_several_inputs_and_a_dict_of_outputs() -> None:
@@ -479,7 +471,7 @@ def test_a_statistic_is_cut_only_where_that_is_allowed_and_then_proven_too(name:
     torch.manual_seed(0)
     net = Normed(NORMS[name]())
     x = (torch.zeros(WORDS),)
-    with pytest.raises(CutError, match="1 more groups pass a statistic .*allow_inexact=True"):
+    with pytest.raises(CutError, match=r"1 more groups pass a statistic .*allow_inexact=True"):
         cut(net, x, target={"channels": 0.5})
     made = cut(net, x, target={"channels": 0.5}, allow_inexact=True)
     assert "takes a statistic over channels" in made.inexact["into"]
