@@ -43,10 +43,10 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
     if out is not None:
         refuse_existing(out, settings.verb)
     console.say(settings.verb, f"{settings.title}  ->  {settings.goal}")
-    if settings.verb == "prune":
-        console.say("method", described(settings))
     began = time.monotonic()
     job = open_job(settings, console, goals)
+    if settings.verb == "prune":
+        console.say("method", described(job.settings))
     checked = check(job)
     state = {
         "data": job.data.fingerprint(),
@@ -98,7 +98,7 @@ def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
 
 def _made_smaller(job: Job, run: Run, checked: Checked) -> list[dict[str, Any]]:
     """The stages that need a goal; every candidate, the original first."""
-    if job.settings.penalty:
+    if job.settings.slimming:
         with _stage(job, run, "slim"):
             slim(job, run)
     with _stage(job, run, "plan"):

@@ -38,7 +38,7 @@ def check(job: Job) -> Checked:
         names = [f"{path} ({reason})" for path, reason in job.data.bad_files]
         say("check", f"not read: {_some(names)}")
     coupling = coupling_of(job, job.opened.model)
-    if settings.penalty and not coupling.groups:
+    if settings.slimming and not coupling.groups:
         raise CutError(
             f"--method slimming goes by the scales of batch norms: {settings.short_model} has no channels that can be "
             "cut and pass one; choose --method l2, or a network with batch norms"

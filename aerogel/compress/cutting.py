@@ -24,8 +24,8 @@ SEEN = 32  # training batches that a criterion or a norm sees
 def cut_by_method(job: Job, model: nn.Module, target: Mapping[str, float], round_to: int) -> Cut:
     """Raises CutError when the target is out of reach, or when the method does not suit the network."""
     settings = job.settings
-    if settings.penalty:
-        return slim(model, job.example, target=target, over=settings.reduce or "max", protect=settings.protect,
+    if settings.slimming:
+        return slim(model, job.example, target=target, reduce=settings.reduce or "max", protect=settings.protect,
                     round_to=round_to)  # fmt: skip
     torch.manual_seed(settings.seed)  # for the random criterion
     return cut(model, job.example, target=target, criterion=criterion_of(job, model), ranking=settings.ranking,

@@ -33,12 +33,15 @@ from aerogel.train import (
     State,
     Step,
     fit,
+    learning_rate,
     load_checkpoint,
     save_checkpoint,
     start,
 )
+from aerogel.train.steps import batch_size
 
 EVENTS = 200  # points of a stage's curve
+PULL = 1.0  # from where batch-norm scales begin, to 0
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,13 @@ class _Log:
 
 
 def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ()) -> Job:
-    """Reads the data and builds the network; its settings have the epochs filled in.
+    """Reads the data and builds the network; its settings have the epochs, and slimming's penalty, filled in.
 
     Writes nothing. Raises AerogelError for whatever does not fit.
     """
     with _data_root(settings.data_root):
         data = datasets.load(settings.data, size=settings.input)
-    if "epochs" not in settings.train.model_fields_set:
-        epochs = max(settings.train.epochs, 10 * round((20_000 / len(data.train)) ** 0.5))  # small sets need more
-        train = settings.train.model_copy(update={"epochs": epochs})
-        settings = settings.model_copy(update={"train": train})
+    settings = _for_this_many(settings, data)
     torch.manual_seed(settings.seed)
     opened = open_model(
         settings.model,
@@ -161,6 +161,26 @@ def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ())
     job = Job(settings, goals, data, opened, console)
     _check_output(job)
     return job
+
+
+def _for_this_many(settings: Settings, data: Dataset) -> Settings:
+    """With what hangs on the number of images: the epochs, and slimming's penalty."""
+    if "epochs" not in settings.train.model_fields_set:
+        epochs = max(settings.train.epochs, 10 * round((20_000 / len(data.train)) ** 0.5))  # small sets need more
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": epochs})})
+    if settings.slimming and not settings.penalty:
+        settings = settings.model_copy(update={"penalty": _penalty(settings.slim_recipe, data)})
+    return settings
+
+
+def _penalty(recipe: Recipe, data: Dataset) -> float:
+    """With which a scale that the loss does not hold moves by PULL in a whole training: sum(rates) / (1 - momentum)
+    times it. Two digits."""
+    per_epoch = len(data.train) // batch_size(data, recipe)
+    total = max(1, round(recipe.epochs * per_epoch))
+    rates = sum(learning_rate(recipe, step, total, per_epoch) for step in range(total))
+    momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.0
+    return float(f"{PULL * (1 - momentum) / rates:.1e}")
 
 
 @contextmanager

@@ -31,12 +31,12 @@ def coupling_of(job: Job, model: nn.Module) -> Coupling:
     coupling = freeze(coupling, untrained(model, coupling))
     if not settings.allow_inexact:
         coupling = freeze(coupling, {group.name: group.inexact for group in coupling.groups if group.inexact})
-    return _scaled(coupling, model) if settings.penalty else coupling
+    return _scaled(coupling, model) if settings.slimming else coupling
 
 
 def _scaled(coupling: Coupling, model: nn.Module) -> Coupling:
     """Without the groups that pass no batch norm."""
-    gammas = {name: gamma.detach().abs().cpu().numpy() for name, gamma in scales(model).items()}
+    gammas = {name: gamma.detach().abs().cpu() for name, gamma in scales(model).items()}
     bare = [group.name for group in coupling.groups if scale_of(group, gammas) is None]
     return freeze(coupling, dict.fromkeys(bare, "passes no batch norm"))
 

@@ -23,11 +23,10 @@ from aerogel.train import Recipe
 MISSING = {"model": "name a MODEL, such as lenet5", "data": "name a set with --data"}
 STEPS = {"one-shot": 1, "iterative": 3, "linear": 3, "gradual": 8}  # cuts, unless the user says
 EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
-PENALTY = 1e-4  # the paper's for VGG
 METHODS: dict[str, dict[str, Any]] = {
-    "slimming": {"criterion": "bn_scale", "penalty": PENALTY, "schedule": "one-shot"},
-    "magnitude": {"criterion": "l2", "penalty": 0.0},
-} | {name: {"criterion": name, "penalty": 0.0} for name in CRITERIA}
+    "slimming": {"criterion": "bn_scale", "slimming": True, "schedule": "one-shot"},
+    "magnitude": {"criterion": "l2", "slimming": False, "penalty": 0.0},
+} | {name: {"criterion": name, "slimming": False, "penalty": 0.0} for name in CRITERIA}
 
 
 class Settings(BaseModel):
@@ -52,7 +51,8 @@ class Settings(BaseModel):
     normalize: Literal["", "mean", "max", "sum", "none"] = ""  # of a group's scores; the same
     allow_inexact: bool = False  # cut what a statistic over channels couples, and tell the difference
     heads: Literal["whole", "width"] = "whole"  # of attention: whole heads, or their width
-    penalty: float = Field(0.0, ge=0)  # on batch-norm scales: network slimming where it is not 0
+    slimming: bool = False  # network slimming: train with a penalty on batch-norm scales, cut by one threshold of them
+    penalty: float = Field(0.0, ge=0)  # of slimming; 0: for the length of the training (job.py)
     slim: float = Field(1.0, gt=0)  # epochs of training with that penalty over those of the baseline
     scan: bool = False
     scan_images: int = Field(1000, ge=1)  # of the validation split, drawn at random
@@ -83,11 +83,15 @@ class Settings(BaseModel):
             raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
         if self.schedule == "gradual" and not self.recover:
             raise ValueError("gradual cuts within the recovery; give recover more than 0, or choose another schedule")
-        if self.penalty and (self.allow_inexact or self.normalize or self.ranking != "global" or self.heads != "whole"):
+        if self.slimming and (
+            self.allow_inexact or self.normalize or self.ranking != "global" or self.heads != "whole"
+        ):
             raise ValueError(
                 "slimming has one threshold on raw scales: leave out ranking, normalize, heads and allow_inexact, or "
                 "choose --method bn_scale"
             )
+        if self.penalty and not self.slimming:
+            raise ValueError("penalty belongs to slimming; choose --method slimming, or leave it out")
         return self
 
     @property
@@ -111,9 +115,14 @@ class Settings(BaseModel):
         return [last] if self.schedule == "gradual" else [EARLY_SHARE * last] * (self.steps - 1) + [last]
 
     @property
+    def slim_recipe(self) -> Recipe:
+        """How slimming trains with its penalty."""
+        return self.train.model_copy(update={"epochs": self.slim * self.train.epochs})
+
+    @property
     def method(self) -> str:
         """`slimming`, or the criterion by which channels are chosen."""
-        return "slimming" if self.penalty else self.criterion
+        return "slimming" if self.slimming else self.criterion
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
@@ -136,7 +145,7 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
 def described(settings: Settings) -> str:
     """How channels are chosen and when they go, in one line."""
     scores = {
-        "slimming": f"training with {settings.penalty:g} x |gamma|, then the smallest batch-norm scales of all",
+        "slimming": f"training with {settings.penalty:.2g} x |gamma|, then the smallest batch-norm scales of all",
         "l2": "smallest l2 norm of the weights (magnitude)",
         "l1": "smallest l1 norm of the weights",
     }
@@ -150,7 +159,7 @@ def described(settings: Settings) -> str:
 def _spelled(options: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """With the options that `method` stands for in its place; those given beside it win.
 
-    Of slimming, also the penalty and the schedule of the file `below`: how it slims is no other method.
+    Of slimming, the schedule of the file `below` wins too.
     """
     given = dict(options)
     method = given.pop("method", None)
@@ -159,8 +168,8 @@ def _spelled(options: Mapping[str, Any], below: Mapping[str, Any] | None = None)
     if method not in METHODS:
         raise AerogelError(f"--method {method!r} is unknown; {nearest(str(method), METHODS)}")
     meant = METHODS[method]
-    if meant["penalty"] and below:
-        meant = meant | {name: below[name] for name in ("penalty", "schedule") if below.get(name)}
+    if method == "slimming" and below:
+        meant = {**meant, "schedule": below.get("schedule", meant["schedule"])}
     return meant | given
 
 

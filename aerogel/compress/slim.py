@@ -17,10 +17,10 @@ BINS = 40
 def slim(job: Job, run: Run) -> None:
     """run["slim"]: {"val_accuracy"}; the network itself is in SLIMMED."""
     settings = job.settings
-    if not settings.penalty or "slim" in run:
+    if not settings.slimming or "slim" in run:
         return
-    epochs = settings.slim * settings.train.epochs
-    recipe = settings.train.model_copy(update={"epochs": epochs})
+    recipe = settings.slim_recipe
+    epochs = recipe.epochs
     job.console.say("slim", f"{epochs:g} epochs with a penalty of {settings.penalty:g} on batch-norm scales")
     objective = Slimming(HardLabels(), settings.penalty)
     model = job.train(job.load(run.path / ORIGINAL), objective, recipe, run, "slim")
@@ -39,8 +39,8 @@ def uncut(run: Run) -> Path:
 
 def still_slimming(job: Job, objective: Objective, cuts: int) -> Objective:
     """The objective of recovering from cut number `cuts`: penalised as long as another cut follows (multi-pass)."""
-    penalty = job.settings.penalty
-    return Slimming(objective, penalty) if penalty and cuts < job.settings.steps else objective
+    settings = job.settings
+    return Slimming(objective, settings.penalty) if settings.slimming and cuts < settings.steps else objective
 
 
 def scales(job: Job, run: Run) -> dict[str, Any]:

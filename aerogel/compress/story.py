@@ -42,7 +42,7 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
         report["scan"] = run["scan"]
     if not candidates:
         return report | {"before": run["baseline"], "verdict": {"pass": None, "text": scanned(run), "goals": []}}
-    if settings.penalty:
+    if settings.slimming:
         report["scales"] = scales(job, run)
     return report | {
         "method": described(settings),

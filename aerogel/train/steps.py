@@ -160,7 +160,8 @@ def fit(
             saved_at = time.monotonic()
         if stopped is not None:
             raise Interrupted(stopped)
-    lay_out(state.result, torch.contiguous_format)
+    if state.step >= state.total:
+        lay_out(state.result, torch.contiguous_format)
     return state.result.eval()
 
 

@@ -46,8 +46,8 @@ PRUNE = {**LEAST, "verb": "prune"}
         ({}, "", ("l2", 0, "iterative", 3)),
         ({"method": "magnitude"}, "", ("l2", 0, "iterative", 3)),
         ({"method": "taylor", "schedule": "gradual"}, "", ("taylor", 0, "gradual", 8)),
-        ({"method": "slimming"}, "", ("bn_scale", 1e-4, "one-shot", 1)),
-        ({"method": "slimming", "schedule": "iterative", "steps": 2}, "", ("bn_scale", 1e-4, "iterative", 2)),
+        ({"method": "slimming"}, "", ("bn_scale", 0, "one-shot", 1)),
+        ({"method": "slimming", "schedule": "iterative", "steps": 2}, "", ("bn_scale", 0, "iterative", 2)),
         ({"method": "slimming"}, "penalty = 0.01\nschedule = 'linear'", ("bn_scale", 0.01, "linear", 3)),
         ({"method": "l1"}, "method = 'slimming'\npenalty = 0.01", ("l1", 0, "one-shot", 1)),
         ({"schedule": "one-shot"}, "steps = 5", ("l2", 0, "one-shot", 1)),
@@ -60,6 +60,7 @@ def test_a_method_stands_for_several_options(
 ) -> None:
     settings = resolve(PRUNE | options, config(tmp_path, text))
     assert (settings.criterion, settings.penalty, settings.schedule, settings.steps) == expected
+    assert settings.slimming is (settings.method == "slimming") is (expected[0] == "bn_scale")
 
 
 def test_an_unknown_method_is_named_with_the_nearest() -> None:
@@ -80,9 +81,10 @@ def test_only_compress_limits_the_drop_unasked(tmp_path: Path) -> None:
     [
         ({"schedule": "one-shot", "steps": 2}, r"^one-shot makes one cut; leave --steps out"),
         ({"schedule": "gradual", "recover": 0}, r"^gradual cuts within the recovery"),
-        ({"penalty": 0.1, "normalize": "max"}, r"^slimming has one threshold on raw scales"),
+        ({"method": "slimming", "normalize": "max"}, r"^slimming has one threshold on raw scales"),
+        ({"method": "l2", "penalty": 0.1}, r"^penalty belongs to slimming; choose --method slimming"),
     ],
-    ids=["one-shot", "gradual", "slimming"],
+    ids=["one-shot", "gradual", "slimming", "penalty"],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AerogelError, match=message):

@@ -153,6 +153,17 @@ def test_the_caller_may_stop_and_go_on() -> None:
     assert run(whole, data) == []
 
 
+def test_a_fit_that_pauses_goes_on_to_the_same_weights() -> None:
+    whole, parts = (start(small_net(0.5), HardLabels(), toy(), recipe()) for _ in range(2))
+    fit(whole, toy())
+    seen: list[int] = []
+    for until in (3, 3, 7, None):
+        fit(parts, toy(), on_step=lambda step: seen.append(step.number), until=until)
+        assert parts.step == (until or TOTAL)
+    assert seen == list(range(1, TOTAL + 1))
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True))
+
+
 def test_the_seed_decides_everything() -> None:
     def trained(seed: int, noise: int) -> dict[str, Tensor]:
         data = toy("shift")
