@@ -118,13 +118,40 @@ def slimming(job: str = "fashion_vgg11") -> str:
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
 
 
-TABLES = {"first_light": (ROOT / "README.md", first_light), "light_nets": (ROOT / "docs" / "nets.md", light_nets)}
+def slimming_tuning(job: str = "fashion_vgg11") -> str:
+    """What every lambda and share of channels left, one seed, on the validation images."""
+    held = {row["row"]: row for row in rows(RESULTS / "liu2017_slimming.json")}
+    tried = sorted(
+        {tuple(map(float, found)) for found in re.findall(rf"{job}_lambda=(\S+)_channels=(\S+)_params", " ".join(held))}
+    )
+    lines = [
+        "| lambda | channels kept | params | MACs | after the penalty | cut | fine-tuned |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for penalty, share in tried:
+        name = f"{job}_lambda={penalty:g}_channels={share:g}"
+        cells = [f"x{held[f'{name}_{metric}']['mean']:.3f}" for metric in ("params", "macs")]
+        accuracies = (held.get(f"{name}_{stage}_val") for stage in ("sparse", "slimmed", "tuned"))
+        cells += [f"{row['mean']:.2f} %" if row else "goals missed" for row in accuracies]
+        lines.append(f"| {penalty:g} | {share:g} | {' | '.join(cells)} |")
+    last = held[f"{job}_lambda={tried[-1][0]:g}_channels={tried[-1][1]:g}_params"]
+    return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
+
+
+PAGE = ROOT / "docs" / "slimming.md"
+TABLES = {
+    "first_light": (ROOT / "README.md", first_light),
+    "light_nets": (ROOT / "docs" / "nets.md", light_nets),
+    "liu2017_slimming": (PAGE, slimming),
+    "slimming_tuning": (PAGE, slimming_tuning),
+}
+SOURCES = {"slimming_tuning": "liu2017_slimming"}  # the result file of a table that has another name
 
 
 def main() -> None:
     stale = []
     for name, (path, table) in TABLES.items():
-        if not (RESULTS / f"{name}.json").exists():
+        if not (RESULTS / f"{SOURCES.get(name, name)}.json").exists():
             continue
         text = path.read_text()
         if f"<!-- table:{name} -->" not in text:

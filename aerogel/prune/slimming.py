@@ -11,7 +11,7 @@ Paper: lambda 1e-4 (VGG), 1e-5 (ResNet, DenseNet) over 160 epochs at rate 0.1; e
 A channel of a plain network passes one batch norm, and its score is that |gamma|. In pre-activation and dense networks
 a norm reads what other layers read too, each with a gamma of its own; the paper puts a channel selection layer before
 each, which leaves the shared channels in place. Here what is shared is one coupled channel (`aerogel.prune.coupling`):
-it goes from every layer that makes or reads it, and its score is the largest (`over`) of the |gamma| that it passes,
+it goes from every layer that makes or reads it, and its score is the largest (`reduce`) of the |gamma| that it passes,
 so that it goes only once no layer asks for it.
 Differs: coupled channels instead of the selection layer; weight decay spares gamma (Recipe), where the paper decays
 it; every group keeps `min_channels`, where the paper's threshold may wipe out a layer.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,15 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from aerogel.data import Batch
-from aerogel.errors import AerogelError, CutError, nearest
+from aerogel.errors import AerogelError, CutError
 from aerogel.graph import tensor_names
 from aerogel.prune.coupling import Coupling, Group
+from aerogel.prune.criteria.slices import by_channel, check_reduce, in_single, reduced
 from aerogel.prune.cut import Cut, freeze, proven
-from aerogel.prune.plan import check_counts, check_target, plan
+from aerogel.prune.plan import LATENCIES, check_counts, check_target, plan
 from aerogel.prune.proof import named_weights
 from aerogel.train.objective import Objective
-
-OVER: dict[str, Callable[..., np.ndarray]] = {"max": np.max, "mean": np.mean, "sum": np.sum}
 
 
 def scales(model: nn.Module) -> dict[str, Tensor]:
@@ -112,7 +111,7 @@ def slim(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Mapping[str, float],
-    over: str = "max",
+    reduce: str = "max",
     protect: Sequence[str] = (),
     round_to: int = 1,
     min_channels: int = 1,
@@ -120,20 +119,24 @@ def slim(
     """A copy of `model` without its channels of smallest |gamma|, one threshold for the whole network.
 
     Options as of `cut`. target: {"channels": 0.3} removes the lowest 70 %; other metrics ask for the lowest threshold
-    that meets them. over: how a channel that passes several norms is scored, by the max, mean or sum of |gamma|.
+    that meets them. reduce: how a channel that passes several norms is scored, by the max, mean or sum of |gamma|.
     Groups that pass no batch norm stay whole and are named in `frozen`.
     Raises CutError when no group passes one or a target is out of reach, CaptureError when the model cannot be read.
     """
     check_target(target)
+    if timed := [metric for metric in target if metric in LATENCIES]:
+        raise CutError(
+            f"slim: {timed[0]} is a target of cut alone; use cut(criterion=criterion('bn_scale', reduce={reduce!r}, "
+            "normalize='none'))"
+        )
     check_counts(round_to=round_to, min_channels=min_channels)
-    if over not in OVER:
-        raise CutError(f"slim: over {over!r} is unknown; {nearest(str(over), OVER)}")
+    check_reduce(reduce)
     weights = named_weights(model)
-    gammas = {name: weights[name].float().abs().cpu().numpy() for name in scales(model)}
+    gammas = {name: in_single(weights[name]).abs().cpu() for name in scales(model)}
     unscaled: dict[str, str] = {}
 
     def choose(coupling: Coupling) -> np.ndarray:
-        scores = {group.name: scale_of(group, gammas, over) for group in coupling.groups}
+        scores = {group.name: scale_of(group, gammas, reduce) for group in coupling.groups}
         unscaled.update({name: "passes no batch norm" for name, score in scores.items() if score is None})
         coupling = freeze(coupling, unscaled)
         if not coupling.groups:
@@ -146,13 +149,13 @@ def slim(
     return dataclasses.replace(made, frozen=unscaled | made.frozen)
 
 
-def scale_of(group: Group, gammas: Mapping[str, np.ndarray], over: str = "max") -> np.ndarray | None:
+def scale_of(group: Group, gammas: Mapping[str, Tensor], reduce: str = "max") -> np.ndarray | None:
     """(n,): for each channel of the group, the max, mean or sum of |gamma| over all the norms that it passes.
 
     gammas: {name: |gamma|}. None where the group passes none of them.
     """
-    passed = [gammas[member.target][member.index] for member in group.members if member.target in gammas]
-    return OVER[over](np.concatenate(passed, axis=1), axis=1) if passed else None
+    passed = [by_channel(gammas[member.target], member) for member in group.members if member.target in gammas]
+    return reduced(passed, reduce, group).numpy() if passed else None
 
 
 def _sizes(model: nn.Module) -> np.ndarray:
