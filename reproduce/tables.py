@@ -138,14 +138,47 @@ def slimming_tuning(job: str = "fashion_vgg11") -> str:
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
 
 
+CIFAR = {  # the paper's Table 1: error of the whole network, of the pruned one; parameters, FLOPs removed
+    "cifar_vgg19": ("VGG-19 x0.25", "VGG-19, 70 % of channels", (6.34, 6.20, -0.885, -0.510)),
+    "cifar_resnet29": ("ResNet-29 x0.5, pre-activation", "ResNet-164, 60 %", (5.42, 5.27, -0.352, -0.449)),
+    "cifar_densenet40": ("DenseNet-40, growth 4", "DenseNet-40, 40 %", (6.11, 5.19, -0.357, -0.284)),
+}
+
+
+def slimming_cifar() -> str:
+    """The paper's three networks, scaled down, on CIFAR-10 (JPEG), each above the paper's own row."""
+    held = {row["row"]: row for row in rows(RESULTS / "liu2017_slimming.json")}
+    lines = [
+        "| network | unpruned | with the penalty | slimmed | fine-tuned | params | MACs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for job, (title, theirs, (whole, pruned, params, macs)) in CIFAR.items():
+        if f"{job}_tuned_top1" not in held:
+            continue
+        cells = [f"{held[f'{job}_{row}_top1']['mean']:.2f} %" for row in ("unpruned", "sparse", "slimmed", "tuned")]
+        cells += [
+            f"{held[f'{job}_tuned_{metric}']['mean'] / held[f'{job}_unpruned_{metric}']['mean'] - 1:+.1%}"
+            for metric in ("params", "macs")
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(
+            f"| the paper's {theirs} | {100 - whole:.2f} % | | | {100 - pruned:.2f} % | {params:+.1%} | {macs:+.1%} |"
+        )
+    if len(lines) == 2:
+        return "Not measured yet."
+    last = next(held[f"{job}_tuned_top1"] for job in CIFAR if f"{job}_tuned_top1" in held)
+    return "\n".join([*lines, "", f"One seed; {last['hardware']}, {last['date']}; `{last['command']}` and so on."])
+
+
 PAGE = ROOT / "docs" / "slimming.md"
 TABLES = {
     "first_light": (ROOT / "README.md", first_light),
     "light_nets": (ROOT / "docs" / "nets.md", light_nets),
     "liu2017_slimming": (PAGE, slimming),
     "slimming_tuning": (PAGE, slimming_tuning),
+    "slimming_cifar": (PAGE, slimming_cifar),
 }
-SOURCES = {"slimming_tuning": "liu2017_slimming"}  # the result file of a table that has another name
+SOURCES = dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming")  # result files of other names
 
 
 def main() -> None:

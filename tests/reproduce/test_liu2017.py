@@ -30,7 +30,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def job(script: ModuleType, tmp_path: Path) -> Any:
     """Every row in a few steps on 8 x 8 digits."""
     return script.Job(
-        "digits", "vgg11:width=0.125", "digits", epochs=0.2, penalty=1e-3, channels=0.5, penalties=(1e-3,),
+        "digits", "vgg11:width=0.125", "digits", epochs=0.2, penalty=1e-3, keep=0.5, penalties=(1e-3,),
         shares=(0.5, 0.9), runs=tmp_path / "runs", given=DATA,
     )  # fmt: skip
 
@@ -103,17 +103,39 @@ def test_tuning_fine_tunes_what_meets_the_goals(
     script: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(script, "GOALS", {"params": 0.5, "macs": 0.5})
-    script.tune(job, path=tmp_path / "it.json")
-    held = {row["row"]: row["mean"] for row in importlib.import_module("results").rows(tmp_path / "it.json")}
+    results, tables = (importlib.import_module(name) for name in ("results", "tables"))
+    path = tmp_path / "liu2017_slimming.json"
+    script.tune(job, path=path)
+    held = {row["row"]: row["mean"] for row in results.rows(path)}
     small, large = (f"digits_lambda=0.001_channels={share}" for share in ("0.5", "0.9"))
     assert held[f"{small}_params"] < 0.5 < held[f"{large}_params"] < 1
     assert held[f"{small}_macs"] < 0.5
     assert held[f"{small}_sparse_val"] == held[f"{large}_sparse_val"]
     assert [name for name in held if name.endswith("_tuned_val")] == [f"{small}_tuned_val"]
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    cut, spared = tables.slimming_tuning("digits").splitlines()[2:4]
+    assert cut.startswith(f"| 0.001 | 0.5 | x{held[f'{small}_params']:.3f} | x{held[f'{small}_macs']:.3f} |")
+    assert cut.endswith(f"| {held[f'{small}_tuned_val']:.2f} % |")
+    assert spared.endswith("| goals missed |")
+
+
+def test_the_papers_rows_stand_below_ours(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, tables = (importlib.import_module(name) for name in ("results", "tables"))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.slimming_cifar() == "Not measured yet."
+    assert tables.CIFAR.keys() == script.JOBS.keys() - {"fashion_vgg11"}
+    for row, top1, params in [("unpruned", 80.0, 1000.0), ("sparse", 79.0, 1000.0), ("slimmed", 10.0, 120.0),
+                              ("tuned", 80.5, 120.0)]:  # fmt: skip
+        for name, value in {"top1": top1, "params": params, "macs": params}.items():
+            results.add(tmp_path / "liu2017_slimming.json", f"cifar_vgg19_{row}_{name}", 0, value, unit="it",
+                        command="python it.py", hardware="a CPU", seconds=1.0)  # fmt: skip
+    ours, theirs = tables.slimming_cifar().splitlines()[2:4]
+    assert ours == "| VGG-19 x0.25 | 80.00 % | 79.00 % | 10.00 % | 80.50 % | -88.0% | -88.0% |"
+    assert theirs == "| the paper's VGG-19, 70 % of channels | 93.66 % | | | 93.80 % | -88.5% | -51.0% |"
 
 
 def test_jobs_of_other_choices_share_only_what_they_may(script: ModuleType, job: Any) -> None:
-    other, harder = dataclasses.replace(job, channels=0.3), dataclasses.replace(job, penalty=1e-2)
+    other, harder = dataclasses.replace(job, keep=0.3), dataclasses.replace(job, penalty=1e-2)
     shared = {row for row in script.ROWS if job.depends_on(row) == other.depends_on(row)}
     assert shared == {"unpruned", "unpruned_twice", "sparse"}
     assert job.depends_on("sparse") != harder.depends_on("sparse")
