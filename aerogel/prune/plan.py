@@ -17,7 +17,7 @@ from aerogel.prune.coupling import Coupling, Group
 from aerogel.prune.price import METRICS as METRICS
 from aerogel.prune.price import measure as measure
 from aerogel.prune.price import measures, shares_left
-from aerogel.prune.rank import check_ranking, ranks
+from aerogel.prune.rank import check_ranking, ranks, worth
 from aerogel.prune.ratios import fixed_counts, matches, names_of
 
 LATENCIES = ("latency", "latency_ms")  # a fraction to keep; milliseconds
@@ -62,15 +62,27 @@ def plan(
     scores: for each group, (n,). ranking: who competes with whom, see `aerogel.prune.rank`. Every group keeps at least
     `min_channels`, and a multiple of `round_to` (or all of its channels). ratios: {pattern: share to remove} of the
     groups for which that is set; the target is met by what the others lose. latency: milliseconds after a planned cut,
-    for a latency target. It falls with the width only roughly, in steps of the processor's vectors; taken is the first
-    cut in COARSE steps that meets it, then the first in FINE steps before that one: not always the smallest.
+    for a latency target; ranked by "value" it is asked for once more for every group. It falls with the width only
+    roughly, in steps of the processor's vectors; taken is the first cut in COARSE steps that meets it, then the first
+    in FINE steps before that one: not always the smallest.
     Raises CutError when even the deepest cut misses a target, saying how far it reaches.
     """
     check_counts(round_to=round_to, min_channels=min_channels)
     check_ranking(ranking)
     fixed = fixed_counts(coupling, ratios or {})
+    counted = {metric: goal for metric, goal in target.items() if metric in METRICS}
+    before = dict(measures(coupling, counted))
     free = [i for i, group in enumerate(coupling.groups) if group.name not in fixed]
-    ranked = ranks([coupling.groups[i] for i in free], [scores[i] for i in free], coupling.graph, ranking)
+    competing, compared = [coupling.groups[i] for i in free], [scores[i] for i in free]
+    if ranking == "value" and target:
+        timed = latency if counted.keys() != target.keys() else None
+        whole = timed(np.zeros(coupling.count, bool)) if timed else math.nan
+
+        def shares(flags: np.ndarray) -> list[float]:
+            return [s for _, s in shares_left(coupling, flags, before)] + ([timed(flags) / whole] if timed else [])
+
+        compared = worth(competing, compared, coupling.count, shares)
+    ranked = ranks(competing, compared, coupling.graph, ranking)
     rank_of = dict(zip(free, ranked, strict=True))
     order = [np.argsort(score, kind="stable") for score in scores]
     most = sum(map(len, ranked))
@@ -84,9 +96,6 @@ def plan(
             keep = _round_up(max(wanted, min_channels), round_to, len(group))
             flags[group.units[lowest[: len(group) - keep]]] = True
         return flags
-
-    counted = {metric: goal for metric, goal in target.items() if metric in METRICS}
-    before = dict(measures(coupling, counted))
 
     @cache
     def met(k: int) -> bool:

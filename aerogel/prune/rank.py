@@ -8,6 +8,10 @@ isomorphic  groups of the same structure are one league: Fang, Ma, Bi Mi, Wang 2
             models", ECCV, arXiv:2407.04616. The structure is what a channel runs through: for every weight it touches,
             the family of the op that reads it, whether it is one of its outputs or inputs, and whether it is one index
             or a block (a head). Differs: the paper compares graphs with their edges, here the layers alone.
+value       one league, scores over what a channel of the group costs of the target (`worth`): what loses least for what
+            it saves goes first, the greedy answer to a knapsack. Shen et al. 2022, "Structural pruning via
+            latency-saliency knapsack" (HALP), NeurIPS, arXiv:2210.06659. Differs: they solve the knapsack on a table of
+            every width of every layer, here a channel costs what it does when half of its group is left.
 Equal scores are taken in turn, by the place in their group, so that no group goes before another.
 """
 
@@ -48,6 +52,24 @@ def scores(coupling: Coupling, weights: Mapping[str, Tensor], score: Criterion) 
                 f"{group.name}, got shape {tuple(raw.shape)} with {bad} not finite"
             )
         found.append((raw / torch.as_tensor(size(raw)).clamp_min(1e-30)).numpy())
+    return found
+
+
+def worth(
+    groups: Sequence[Group], scores: Sequence[np.ndarray], count: int, shares: Callable[[np.ndarray], list[float]]
+) -> list[np.ndarray]:
+    """For each group, its scores over the share of the targets that one of its channels costs.
+
+    count: components of the network. shares: what share of each target is left after a planned cut. The cost is the
+    mean over the targets, taken with the lower half of the group gone; a group that saves nothing goes last.
+    """
+    found = []
+    for group, score in zip(groups, scores, strict=True):
+        half = len(group) // 2
+        flags = np.zeros(count, bool)
+        flags[group.units[np.argsort(score, kind="stable")[:half]]] = True
+        saved = float(np.mean([1 - share for share in shares(flags)]))
+        found.append((score - min(0.0, score.min())) / max(saved / max(half, 1), 1e-12))
     return found
 
 
@@ -105,6 +127,7 @@ League = Callable[[Sequence[Group], Graph], list[object]]
 
 RANKINGS: dict[str, League] = {
     "global": lambda groups, graph: [0] * len(groups),
+    "value": lambda groups, graph: [0] * len(groups),
     "local": lambda groups, graph: list(range(len(groups))),
     "isomorphic": _structures,
 }

@@ -157,6 +157,25 @@ def test_ranked_locally_every_group_loses_the_same_share(small: Coupling) -> Non
         assert score[gone].max() <= score[~gone].min()
 
 
+def test_ranked_by_value_what_costs_most_for_its_score_goes_first(small: Coupling) -> None:
+    """All channels alike: those of conv2 cost most MACs (180 + 24 a pixel), conv1's 135, fc1's next to none."""
+    alike = [np.ones(len(group)) for group in small.groups]
+    removed = plan(small, alike, {"macs": 0.75}, ranking="value")
+    assert left(small, removed)["fc1"] == 30
+    assert left(small, removed)["conv2"] < 12
+    by_params = plan(small, alike, {"params": 0.75}, ranking="value")
+    assert fraction(small, "params", by_params) <= 0.75
+
+
+def test_ranked_by_value_a_latency_is_asked_for_every_group(small: Coupling) -> None:
+    """A clock that knows of fc1 alone: nothing else is cut for it."""
+    (fc1,) = (group for group in small.groups if group.name == "fc1")
+    alike = [np.ones(len(group)) for group in small.groups]
+    removed = plan(small, alike, {"latency": 0.5}, ranking="value", latency=lambda flags: 31.0 - flags[fc1.units].sum())
+    assert left(small, removed)["fc1"] <= 15
+    assert (left(small, removed)["conv1"], left(small, removed)["conv2"]) == (20, 12)
+
+
 def test_an_unreachable_target_says_how_far_cutting_goes(small: Coupling) -> None:
     with pytest.raises(CutError, match=r"target channels=0\.01 \(cutting reaches 0\.0484\) is out of reach; ask for"):
         plan(small, scores_of(small), {"channels": 0.01, "macs": 0.9})

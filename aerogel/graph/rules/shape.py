@@ -83,7 +83,8 @@ def movement(state: Labels, op: Op) -> list[Tag]:
     tag = state.of(x)
     fields = []
     for field in tag.fields:
-        positional = [a for a in op.fn._schema.arguments if not a.kwarg_only]
+        schema = getattr(op.fn, "_schema", None)
+        positional = [a for a in schema.arguments if not a.kwarg_only] if schema else op.args
         moved = op.fn(*fill(op.args[: len(positional)], {x.name: field.expand(state.shape(x))}))
         fields.append(state.rectangle(collapse(moved)))
     return [Tag(tuple(fields), tag.base)]
