@@ -53,6 +53,7 @@ def masked_but_for_norms(net: nn.Module, small: nn.Module, kept: Kept) -> nn.Mod
         index = kept.get(f"{name}.weight", (None,))[0]
         if index is not None:
             first = isinstance(module, nn.GroupNorm) or getattr(module, "data_format", "") == "channels_first"
+            first |= type(module).__name__ == "SqueezeBertLayerNorm"
             module.forward = _over(copy.deepcopy(small.get_submodule(name)), index, 1 if first else -1)
     return net
 
