@@ -19,3 +19,12 @@ def test_light_ideas_shows_less_work_in_every_pair(capsys: pytest.CaptureFixture
         numbers = [float(word) for word in line[47:].replace("->", " ").split()[:4]]
         macs_before, macs_after, access_before, access_after = numbers
         assert macs_after < macs_before or access_after < access_before, line
+
+
+@pytest.mark.slow
+def test_prune_recovers_what_a_cut_alone_loses() -> None:
+    found = runpy.run_path(str(EXAMPLES / "prune.py"))["main"](epochs=8)
+    assert found["cut"] < 60
+    assert found["cut, norms measured again"] > found["cut"] - 5
+    assert found["cut, recovered"] > found["uncut"] - 5
+    assert found["cut while training"] > found["uncut"] - 8
