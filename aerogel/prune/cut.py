@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,13 +48,18 @@ class Cut:
 
     model: nn.Module
     before: Cost
-    after: Cost
+    recount: Callable[[], Cost] = field(repr=False, compare=False)
     max_error: float
     kept: Kept
     frozen: dict[str, str]
     inexact: dict[str, str] = field(default_factory=dict)
     difference: float = 0.0
     origin: Origin = field(default_factory=lambda: Origin({}, {}), repr=False, compare=False)
+
+    @cached_property
+    def after(self) -> Cost:
+        """What the cut network costs, counted on itself, which is captured for it when first asked."""
+        return self.recount()
 
     def apply_to(self, *holders: Optimizer | nn.Module) -> None:
         """Cuts optimizers of the network before the cut, and averages of its weights, along, in place."""
@@ -171,7 +177,7 @@ def proven(
     return Cut(
         smaller,
         count(graph),
-        count(capture(smaller, args, kwargs)),
+        lambda: count(capture(smaller, args, kwargs)),
         error,
         kept,
         coupling.frozen | untold,
