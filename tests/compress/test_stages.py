@@ -19,15 +19,17 @@ from torch import nn
 from aerogel.compress.check import check
 from aerogel.compress.goal import parse_goal, parse_goals
 from aerogel.compress.job import Job, open_job
-from aerogel.compress.plan import TRIES, Probed, _close_in
+from aerogel.compress.plan import TRIES, Probed, _close_in, _weights_for_file
 from aerogel.compress.recover import frontier
 from aerogel.compress.run import Run
 from aerogel.compress.settings import Settings
 from aerogel.compress.ship import _goal, _goal_text, _nearest, _size_goal
+from aerogel.compress.subgoal import shares
 from aerogel.console import Console
 from aerogel.cost.latency import Ratio
 from aerogel.errors import AerogelError, CutError
 from aerogel.stats import Interval
+from aerogel.train import Recipe
 
 SETTINGS = Settings(model="lenet_300_100", data="digits", target=["latency=0.5"], seconds=0.1)
 
@@ -166,6 +168,39 @@ def test_the_nearest_goals_can_be_typed_and_tell_what_else_was_found() -> None:
     slower = [_goal("latency", "x", 1.1, 1.0, 1.2, 0.5), goals[-1] | {"met": True}]
     found = _nearest(SimpleNamespace(size_key="latency_ratio"), [original, shipped], slower)  # type: ignore[arg-type]
     assert [point["text"] for point in found] == ["no latency below the original's was reached"]
+
+
+@pytest.mark.parametrize(
+    ("target", "share"),
+    [("file_bytes=0.5", 0.475), ("file_bytes=630B", 0.58), ("file_bytes=1", 1.0)],
+    ids=["x", "B", "1"],
+)
+def test_a_file_goal_becomes_a_share_of_the_weights_in_it(target: str, share: float) -> None:
+    """Of a file of 1,050 bytes, 50 of which no cut takes."""
+    whole = {"file_bytes": 1050, "weight_bytes": 1000}
+    assert _weights_for_file(parse_goal(target), whole) == pytest.approx(share)
+    with pytest.raises(CutError, match=r"file_bytes=0\.04 is out of reach: the file holds 50 bytes beside the weights"):
+        _weights_for_file(parse_goal("file_bytes=0.04"), whole)
+
+
+@pytest.mark.parametrize(("momentum", "slim"), [(0.9, 1.0), (0.0, 0.5)], ids=["sgd", "plain"])
+def test_the_penalty_of_slimming_moves_an_unheld_scale_from_1_to_0(momentum: float, slim: float) -> None:
+    train = Recipe(epochs=4, batch_size=107, lr=0.1, schedule="constant", warmup=0, momentum=momentum)
+    asked = SETTINGS.model_copy(update={"slimming": True, "slim": slim, "train": train})
+    settings = open_job(asked, Console(io.StringIO()), parse_goals(["params=0.5"])).settings
+    scale = speed = 0.0
+    for _ in range(int(4 * slim * (1069 // 107))):
+        speed = momentum * speed + settings.penalty
+        scale += 0.1 * speed
+    assert scale == pytest.approx(1, rel=0.3 if momentum else 0.06)  # momentum needs its time to build up
+
+
+def test_the_share_of_every_round_follows_the_schedule() -> None:
+    plan = {"target": {"macs": 0.25}}
+    for schedule, kept in {"iterative": 0.25**0.5, "linear": 0.625, "gradual": 0.25 + 0.75 / 8}.items():
+        job: Any = SimpleNamespace(settings=SETTINGS.model_copy(update={"schedule": schedule, "steps": 2}))
+        assert shares(job, plan, 1) == {"macs": pytest.approx(kept)}
+        assert shares(job, plan, 2) == {"macs": pytest.approx(0.25)}
 
 
 @pytest.mark.parametrize(
