@@ -46,7 +46,7 @@ class Settings(BaseModel):
     schedule: Literal["one-shot", "iterative", "linear", "gradual"] = "iterative"
     steps: int = Field(3, ge=1)  # cuts; each is recovered from, or all are made within one recovery (gradual)
     criterion: str = "l2"
-    ranking: Literal["global", "local", "isomorphic"] = "global"
+    ranking: Literal["global", "local", "isomorphic", "value"] = "global"
     reduce: Literal["", "sum", "max", "mean"] = ""  # of a coupled channel's scores; the criterion's own where not given
     normalize: Literal["", "mean", "max", "sum", "none"] = ""  # of a group's scores; the same
     allow_inexact: bool = False  # cut what a statistic over channels couples, and tell the difference
