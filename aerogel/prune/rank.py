@@ -11,7 +11,9 @@ isomorphic  groups of the same structure are one league: Fang, Ma, Bi Mi, Wang 2
 value       one league, scores over what a channel of the group costs of the target (`worth`): what loses least for what
             it saves goes first, the greedy answer to a knapsack. Shen et al. 2022, "Structural pruning via
             latency-saliency knapsack" (HALP), NeurIPS, arXiv:2210.06659. Differs: they solve the knapsack on a table of
-            every width of every layer, here a channel costs what it does when half of its group is left.
+            every width of every layer, here a channel costs what it does when half of its group is left. It wants
+            scores that say what is lost: `taylor` and `hessian` as they are (normalize="none"), or `lamp`. Of norms
+            over their mean all channels are nearly alike, and one layer loses nearly all (docs/log.md).
 Equal scores are taken in turn, by the place in their group, so that no group goes before another.
 """
 
