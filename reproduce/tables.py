@@ -105,14 +105,14 @@ def slimming(job: str = "fashion_vgg11") -> str:
         if f"{job}_{name}_top1" not in held:
             continue
         top1, params, macs = (held[f"{job}_{name}_{row}"] for row in ("top1", "params", "macs"))
-        fewer = [
-            f"{held[f'{job}_{name}_{row}']['mean'] / held[f'{job}_unpruned_{row}']['mean'] - 1:+.1%}"
-            for row in ("params", "macs")
+        left = [
+            held[f"{job}_{name}_{row}"]["mean"] / held[f"{job}_unpruned_{row}"]["mean"] for row in ("params", "macs")
         ]
+        fewer = [f" ({share - 1:+.1%})" if share != 1 else "" for share in left]
         by_seed = " ".join(f"{value:.2f}" for _, value in sorted(zip(top1["seeds"], top1["ours"], strict=True)))
         lines.append(
-            f"| {title} | {by_seed} | {_cell(top1, ' %')} | {params['mean'] / 1e3:.0f} k ({fewer[0]}) "
-            f"| {macs['mean'] / 1e6:.2f} M ({fewer[1]}) |"
+            f"| {title} | {by_seed} | {_cell(top1, ' %')} | {params['mean'] / 1e3:.0f} k{fewer[0]} "
+            f"| {macs['mean'] / 1e6:.2f} M{fewer[1]} |"
         )
     last = held[f"{job}_unpruned_top1"]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
