@@ -32,6 +32,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a weight may be saved as any of these
 
 
+Whole = Annotated[int, Field(gt=0, strict=True)]
+
+
 class InputSpec(BaseModel):
     """What the network reads: uint8 images (C, H, W) scaled to [0, 1], then (x - mean) / std by channel.
 
@@ -64,7 +67,7 @@ class Config(BaseModel):
     input: InputSpec | None = None
     classes: list[str] = Field(default_factory=list)
     shapes: dict[str, list[int]] = Field(default_factory=dict)
-    numbers: dict[str, int | list[int]] = Field(default_factory=dict)
+    numbers: dict[str, Whole | list[Whole]] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
 
@@ -106,13 +109,16 @@ def save(
     config.shapes = {name: list(t.shape) for name, t in tensors.items() if t.shape != own[name].shape}
     check_fit("save", own, tensors, config.shapes)
     resized = resize(base, {name: torch.empty(shape, device="meta") for name, shape in config.shapes.items()})
-    config.numbers = {name: list(n) if isinstance(n, tuple) else n for name, n in changed_numbers(base, model).items()}
-    set_numbers(base, config.numbers)
+    if config.shapes:  # of a network that was not cut, numbers that moved are its own affair
+        numbers = {name: list(n) if isinstance(n, tuple) else n for name, n in changed_numbers(base, model).items()}
+        config.numbers = {name: n for name, n in numbers.items() if min(n if isinstance(n, list) else [n]) > 0}
+        set_numbers(base, config.numbers)
     _check_same_modules(factory or config.net, resized, model)
     with new_folder(Path(folder), "save") as temp:
         write_tensors(tensors, temp / WEIGHTS)
         config.sha256 = sha256(temp / WEIGHTS)
-        write_json(temp / CONFIG, config.model_dump(exclude_none=True))
+        empty = None if config.numbers else {"numbers"}
+        write_json(temp / CONFIG, config.model_dump(exclude_none=True, exclude=empty))
     return Path(folder)
 
 

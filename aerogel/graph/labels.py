@@ -74,6 +74,7 @@ class Labels:
         self.sizes: dict[tuple[str, int], Tensor] = {}
         self.heads: list[Tensor] = []
         self._starts: dict[tuple[str, int], int] = {}  # numbered beforehand: the same in every run
+        self.readers = graph.readers()
         self.count = 1
         for value in graph.values.values():
             if value.is_weight and (value.target, 0) not in self._starts:
@@ -187,9 +188,11 @@ class Labels:
     def pin_weight(self, target: str, reason: str) -> None:
         """Every dimension of a weight stays, those already named and those named later."""
         self.pinned.setdefault(target, reason)
-        for (name, _), labels in self.dims.items():
-            if name == target:
-                self.pin(labels, reason)
+        d = 0
+        while (target, d) in self._starts:
+            if (target, d) in self.dims:
+                self.pin(self.dims[target, d], reason)
+            d += 1
 
     def fixed(self, reason: str) -> int:
         """A pinned label: whatever meets it stays, for this reason."""

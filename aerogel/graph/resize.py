@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aerogel.errors import AerogelError
@@ -128,17 +129,30 @@ FITS: dict[type | tuple[type, ...], Callable[..., None]] = {
 }
 
 
+_TOLD = {"groups", "in_channels", "num_groups", "num_heads", "head_dim", "num_features", "num_channels",
+         "normalized_shape", "unflattened_size"}  # fmt: skip
+_LAYERS = {"out_channels", "in_features", "out_features", "num_embeddings", "embedding_dim", "num_parameters",
+           "input_size", "hidden_size", "embed_dim", "kdim", "vdim", "num_layers", "kernel_size", "stride", "padding",
+           "dilation", "output_padding"}  # fmt: skip
+
+
+def is_layers_own(module: nn.Module, name: str) -> bool:
+    """Whether that number of a torch layer, or of a class derived from one, is set by FITS."""
+    return isinstance(module, tuple(FITS)) and (name in _TOLD or name in _LAYERS)
+
+
 def held_numbers(holder: object) -> dict[str, Any]:
     """The whole numbers, and lists and tuples of them, that a module of the user's or its config holds by name.
 
-    None of torch's own modules, whose numbers have rows in FITS, but of classes derived from them.
+    Of torch's own layers those that their weights' shapes do not tell alone.
     """
-    if type(holder).__module__.startswith("torch.nn."):
-        return {}
+    own = isinstance(holder, tuple(FITS)) or type(holder).__module__.startswith("torch.nn.")
     return {
         name: value
         for name, value in vars(holder).items()
         if not name.startswith("_")
+        and (not own or name in _TOLD or name not in _LAYERS)
+        and (not type(holder).__module__.startswith("torch.nn.") or name in _TOLD)
         and (type(value) is int or (type(value) in (list, tuple) and value and all(type(v) is int for v in value)))
     }
 
@@ -161,21 +175,28 @@ def changed_numbers(before: nn.Module, after: nn.Module) -> dict[str, Any]:
     for path, holder in holders(after).items():
         own = held_numbers(holder)
         for name, value in held_numbers(theirs.get(path, object)).items():
-            if name in own and own[name] != value:
+            if name in own and own[name] != value and _alike(own[name], value):
                 found[f"{path}:{name}"] = own[name]
     return found
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether one may stand in the other's place: a number for a number, as many for as many."""
+    if isinstance(one, list | tuple) or isinstance(other, list | tuple):
+        return type(one) is type(other) and len(one) == len(other)
+    return True
 
 
 def set_numbers(model: nn.Module, numbers: Mapping[str, Any]) -> None:
     """Puts back what `changed_numbers` found. Raises AerogelError for a number that the network does not hold."""
     known = holders(model)
     for key, value in numbers.items():
-        path, _, name = key.rpartition(":")
-        own = held_numbers(known[path]).get(name) if path in known else None
-        many = isinstance(own, list | tuple)
-        if own is None or many != isinstance(value, list | tuple) or (many and len(own) != len(value)):
+        path, colon, name = key.rpartition(":")
+        own = held_numbers(known[path]).get(name) if colon and path in known else None
+        value = tuple(value) if isinstance(own, tuple) and isinstance(value, list) else value
+        if own is None or not _alike(own, value):
             raise AerogelError(f"the table of numbers has {key!r}, the network has not; is it another network's?")
-        setattr(known[path], name, type(own)(value))
+        setattr(known[path], name, value)
 
 
 def sliced(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
@@ -184,4 +205,6 @@ def sliced(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     for dim, index in enumerate(kept):
         if index is not None:
             data = data.index_select(dim, index.to(data.device))
+    if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        data = data.contiguous(memory_format=torch.channels_last)
     return data

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aerogel.graph import Graph, Op, tensor_names
 from aerogel.graph.graph import Ref
-from aerogel.graph.resize import held_numbers, holders
+from aerogel.graph.resize import held_numbers, is_layers_own
 from aerogel.prune.coupling import Coupling
 
 Key = tuple[str, str]  # (module, attribute)
@@ -28,28 +28,34 @@ READINGS = 32  # tried at most
 _COUNT = re.compile(r"(^|_)(n|num|number)_.*heads?|(^|_)heads?$|n_?heads?$")
 _WIDTH = re.compile(r"head_(dim|size|width)|d_kv|d_head|dim_head")
 _OUTER = re.compile(r"hidden|embed|model|in_(channels|features|dim)|^dim$|width|channels")
+_SIZE = re.compile(
+    r"head|dim|size|width|channel|feature|hidden|inner|inter|plane|unit|embed|embd|filter|group|expan|split|part|half|"
+    r"^d_|^n_|_in$|_out$|^in_|^out_|num_|ff$|^[a-z]$"
+)
 _NEVER = re.compile(
     r"layer|depth|image|window|patch|stride|kernel|padding|dilation|index|idx|_id$|version|max_|vocab|position|num_labels"
 )
-_UNTOUCHED = re.compile(f"{_NEVER.pattern}|conv|groups")  # of a config, whose numbers stand for many modules
+_UNTOUCHED = re.compile(
+    f"{_NEVER.pattern}|conv|groups|xvector|proj"
+)  # of a config, whose numbers stand for many modules
 
 
 def readings(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Iterator[dict[Key, Any]]:
     """Every reading of what the attributes become, the likeliest first: {(module, attribute): new value}."""
     constants = changed_constants(coupling, removed)
     sizes = changed_sizes(model, coupling, removed)
-    fixed: dict[Key, Any] = {}
-    open_: dict[tuple[type, str], dict[Key, list[Any]]] = defaultdict(dict)
+    fixed: dict[Key, Any] = layer_numbers(model, coupling, removed)
+    open_: dict[tuple[type, str, str], dict[Key, list[Any]]] = defaultdict(dict)  # alike in every layer of a network
     for name, module in model.named_modules():
         wanted, seen = constants.get(name, {}), sizes.get(name, {})
         if not any(old not in new or len(new) > 1 for found in (wanted, seen) for old, new in found.items()):
             continue
         for attribute, value in held_numbers(module).items():
-            if _NEVER.search(attribute):
+            if _NEVER.search(attribute) or is_layers_own(module, attribute):
                 continue
             options = _options(attribute, value, wanted, seen)
             if len(options) > 1:
-                open_[type(module), attribute][name, attribute] = options
+                open_[type(module), name.rpartition(".")[2], attribute][name, attribute] = options
             elif options[0] != value:
                 fixed[name, attribute] = options[0]
     counts = [range(max(len(options) for options in keys.values())) for keys in open_.values()]
@@ -60,6 +66,32 @@ def readings(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> Itera
         yield found
 
 
+def layer_numbers(model: nn.Module, coupling: Coupling, removed: np.ndarray) -> dict[Key, Any]:
+    """Of torch's layers that have no weights to tell by: norms without scales, nn.Unflatten."""
+    after = coupling.resized(removed)
+    modules = dict(model.named_modules())
+    found: dict[Key, Any] = {}
+    for op in coupling.graph.ops:
+        layer = modules.get(op.module)
+        if layer is None or not op.outputs or any(True for _ in layer.parameters(recurse=False)):
+            continue
+        old, new = coupling.graph.values[op.outputs[0]].shape, after.values[op.outputs[0]].shape
+        if old == new:
+            continue
+        if op.kind in ("batch_norm", "instance_norm") and hasattr(layer, "num_features"):
+            found[op.module, "num_features"] = new[1]
+        elif op.kind == "group_norm" and isinstance(layer, nn.GroupNorm):
+            found[op.module, "num_channels"] = new[1]
+            if layer.num_groups > 1:
+                found[op.module, "num_groups"] = new[1] * layer.num_groups // old[1]
+        elif op.kind == "layer_norm" and isinstance(layer, nn.LayerNorm):
+            found[op.module, "normalized_shape"] = tuple(new[len(new) - len(layer.normalized_shape) :])
+        elif op.kind == "unflatten" and isinstance(layer, nn.Unflatten) and isinstance(layer.dim, int):
+            start = layer.dim % len(coupling.graph.values[op.args[0].name].shape)
+            found[op.module, "unflattened_size"] = tuple(new[start : start + len(layer.unflattened_size)])
+    return found
+
+
 def _options(attribute: str, value: Any, wanted: Mapping[int, set[int]], seen: Mapping[int, set[int]]) -> list[Any]:
     """What the attribute may be afterwards, the likeliest first."""
     if isinstance(value, list | tuple):
@@ -67,8 +99,10 @@ def _options(attribute: str, value: Any, wanted: Mapping[int, set[int]], seen: M
         return [type(value)(new)] if type(value) in (list, tuple) else [value]
     if value not in wanted or wanted[value] == {value}:
         sizes = seen.get(value, {value})
-        return [next(iter(sizes))] if len(sizes) == 1 and value not in wanted else [value]
-    options = sorted(wanted[value] | (seen.get(value, set()) & {value}))
+        return [next(iter(sizes))] if len(sizes) == 1 and value not in wanted and _SIZE.search(attribute) else [value]
+    options = sorted(
+        wanted[value] | (seen.get(value, set()) & {value}) | (set() if _SIZE.search(attribute) else {value})
+    )
     outer = _OUTER.search(attribute) and not _COUNT.search(attribute)
     stays = value in options and (_WIDTH.search(attribute) or outer)
     return sorted(options, key=lambda new: (new != value) if stays else (new == value))
@@ -165,22 +199,46 @@ def follow_in_config(model: nn.Module, original: nn.Module, coupling: Coupling, 
     Returns {field: why it keeps the old one}.
     """
     constants, sizes = changed_constants(coupling, removed), changed_sizes(original, coupling, removed)
-    configs = {path.removesuffix("config").rstrip("."): c for path, c in holders(model).items() if _is_config(c)}
-    new: dict[str, dict[int, set[int]]] = {path: defaultdict(set) for path in configs}
+    modules = dict(original.named_modules())
+    over: dict[int, list[str]] = defaultdict(list)  # where each config stands
+    for path, module in model.named_modules():
+        if _is_config(vars(module).get("config")):
+            over[id(module.config)].append(path)
+    nearest: dict[str, int] = {}
+    for path in modules:
+        under = [
+            (len(p), c) for c, paths in over.items() for p in paths if not p or path == p or path.startswith(f"{p}.")
+        ]
+        if under:
+            nearest[path] = max(under)[1]
+    new: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    named: dict[int, dict[tuple[str, int], set[int]]] = defaultdict(lambda: defaultdict(set))
     for found in (constants, sizes):
-        for name, pairs in found.items():
-            over = [path for path in configs if not path or name == path or name.startswith(f"{path}.")]
+        for path, pairs in found.items():
             for old, becomes in pairs.items():
-                if over:
-                    new[max(over, key=len)][old] |= becomes
+                if path in nearest:
+                    new[nearest[path]][old] |= becomes
+    for path, module in model.named_modules():
+        for attribute, value in held_numbers(modules[path]).items():
+            if path in nearest and type(value) is int:
+                named[nearest[path]][attribute, value].add(getattr(module, attribute))
     untold: dict[str, str] = {}
-    for path, config in configs.items():
+    for number, paths in over.items():
+        config = model.get_submodule(paths[0]).config
         for field, held in held_numbers(config).items():
-            becomes = new[path].get(held, set()) if type(held) is int and not _UNTOUCHED.search(field) else set()
+            where = f"{paths[0]}.config.{field}".lstrip(".")
+            if _UNTOUCHED.search(field) or not _SIZE.search(field):
+                continue
+            if type(held) is not int:
+                moved = [n for n in held if new[number].get(n, {n}) != {n}]
+                if moved:
+                    untold[where] = f"holds several sizes, of which {moved[0]} changed: it stays {list(held)}"
+                continue
+            becomes = named[number].get((field, held)) or new[number].get(held, {held})
             if len(becomes) == 1:
-                setattr(config, field, becomes.pop())
-            elif len(becomes) > 1 and held not in becomes:
-                where = f"{path}.config.{field}".lstrip(".")
+                (value,) = becomes
+                setattr(config, field, value)
+            else:
                 untold[where] = f"what was {held} became {', '.join(map(str, sorted(becomes)))}: it stays {held}"
     return untold
 

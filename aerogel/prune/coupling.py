@@ -141,7 +141,8 @@ def couple(graph: Graph, *, whole_heads: bool = True) -> Coupling:
     frozen |= {target: reason for target, reason in state.pinned.items() if target not in named}
     for group in groups:
         if len(group) == 1:
-            frozen[group.name] = _ONE
+            if not any(group.name == member.target for member in group.members):
+                frozen[group.name] = _ONE
             for member in group.members:
                 frozen.setdefault(f"{member.target} dim {member.dim}", _ONE)
     frozen |= dict.fromkeys(graph.unreached, "no op of the example run reads it")

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from aerogel.prune.coupling import Coupling, couple
 from aerogel.prune.criteria import Criterion
 from aerogel.prune.latency import DoesNotRun, LatencyAfter
 from aerogel.prune.plan import check_counts, check_target, is_protected, plan
-from aerogel.prune.proof import Kept, copied, named_weights, prove, prove_inexact, slices, to_tensors
+from aerogel.prune.proof import Kept, copied, named_weights, prove_any, prove_inexact, slices, to_tensors
 from aerogel.prune.rank import check_ranking, find_criterion, scores
 from aerogel.prune.ratios import check_ratios, names_of
 from aerogel.prune.surgery import Origin, apply_to, origin_of
@@ -48,18 +47,13 @@ class Cut:
 
     model: nn.Module
     before: Cost
-    recount: Callable[[], Cost] = field(repr=False, compare=False)
+    after: Cost
     max_error: float
     kept: Kept
     frozen: dict[str, str]
     inexact: dict[str, str] = field(default_factory=dict)
     difference: float = 0.0
     origin: Origin = field(default_factory=lambda: Origin({}, {}), repr=False, compare=False)
-
-    @cached_property
-    def after(self) -> Cost:
-        """What the cut network costs, counted on itself, which is captured for it when first asked."""
-        return self.recount()
 
     def apply_to(self, *holders: Optimizer | nn.Module) -> None:
         """Cuts optimizers of the network before the cut, and averages of its weights, along, in place."""
@@ -97,7 +91,7 @@ def cut(
     the masked network. heads: of attention "whole" heads are cut, or their "width".
     Raises CaptureError when the model cannot be read, CutError when a target is out of reach.
     """
-    if target is not None or ratios is None:
+    if target is not None or not ratios:
         check_target(target)
     check_ratios(ratios or {})
     check_ranking(ranking)
@@ -150,6 +144,9 @@ def proven(
     whole_heads: bool = True,
 ) -> Cut:
     """Cuts what `choose` flags, and proves it; groups that fail the proof are frozen and it chooses again."""
+    if any(p.is_meta for p in model.parameters()):
+        what = f"cut: {type(model).__name__} has weights on the meta device, without numbers to cut"
+        raise CutError(f"{what}; give them some, model.to_empty(device='cpu') and load_state_dict, or only couple()")
     graph = capture(model, args, kwargs)
     coupling = protected(couple(graph, whole_heads=whole_heads), protect)
     coupling = freeze(coupling, untrained(model, coupling))
@@ -166,8 +163,13 @@ def proven(
                 example = next(iter(inexact))
                 more = f"{len(inexact)} more groups pass a statistic ({example}: {inexact[example]})"
                 raise CutError(f"{missed}; {more}: allow_inexact=True cuts them too and tells the change") from missed
+            if not coupling.groups:
+                raise CutError(f"{missed}{_commonest(coupling.frozen)}") from missed
             raise
-        error, problem, attributes, difference = trial(coupling, removed)
+        error, problem, attributes, difference = trial(coupling, sure := _exact_part(coupling, removed))
+        if problem is None and (sure != removed).any():
+            inexact_error, problem, attributes, difference = trial(coupling, removed)
+            error = max(error, inexact_error)
         if problem is None:
             break
         coupling = without_failing(trial, coupling, removed, problem)
@@ -177,14 +179,33 @@ def proven(
     return Cut(
         smaller,
         count(graph),
-        lambda: count(capture(smaller, args, kwargs)),
+        count(coupling.resized(removed)),
         error,
         kept,
         coupling.frozen | untold,
         inexact,
         difference,
-        origin=origin_of(model),
+        origin=origin_of(model, smaller),
     )
+
+
+def _exact_part(coupling: Coupling, removed: np.ndarray) -> np.ndarray:
+    """Of a planned cut what is exact: beside an inexact one nothing would show whether it is."""
+    sure = removed.copy()
+    for group in coupling.groups:
+        if group.inexact:
+            sure[group.units] = False
+    return sure
+
+
+def _commonest(frozen: Mapping[str, str]) -> str:
+    """Why most of it stays, with a name for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in frozen.items():
+        if why not in ("network output", "tied to the network's input or to a constant"):
+            reasons.setdefault(why, []).append(name)
+    most = sorted(reasons.items(), key=lambda item: -len(item[1]))[:3]
+    return "".join(f"; {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in most)
 
 
 def made(model: nn.Module, kept: Kept, attributes: Mapping[Key, Any]) -> nn.Module:
@@ -215,16 +236,16 @@ class Trial:
         """Where no inexact group is cut the outputs must be equal, else equal while the statistics are held fixed."""
         kept = to_tensors(coupling.kept(removed))
         exact = not any(group.inexact and removed[group.units].any() for group in coupling.groups)
+        possible = readings(self.model, coupling, removed)
+        if exact:
+            error, wrong, attributes = prove_any(self.model, self.args, self.kwargs, kept, possible)
+            return Tried(error, wrong, attributes, 0.0)
         first: Tried | None = None
-        for attributes in readings(self.model, coupling, removed):
-            if exact:
-                tried = Tried(*prove(self.model, self.args, self.kwargs, kept, attributes), attributes, 0.0)
-            else:
-                error, wrong, difference = prove_inexact(self.model, self.args, self.kwargs, kept, attributes)
-                tried = Tried(error, wrong, attributes, difference)
-            if tried.wrong is None:
-                return tried
-            first = first or tried
+        for attributes in possible:
+            error, wrong, difference = prove_inexact(self.model, self.args, self.kwargs, kept, attributes)
+            if wrong is None:
+                return Tried(error, None, attributes, difference)
+            first = first or Tried(error, wrong, attributes, difference)
         assert first is not None
         return first
 
@@ -271,10 +292,12 @@ def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, probl
 
     Groups that pass together are tried no further. Raises CutError where the network fails its proof uncut.
     """
-    if trial(coupling, np.zeros_like(removed)).wrong:
+    whole = trial(coupling, np.zeros_like(removed))
+    if whole.wrong:
+        what = "not the same twice" if np.isfinite(whole.error) else "not finite, or not the same twice"
         raise CutError(
-            f"cut: {type(trial.model).__name__}: nothing can be proven, its output on random inputs is not finite "
-            "or not the same twice; make forward() deterministic"
+            f"cut: {type(trial.model).__name__}: nothing can be proven, its output on random inputs is {what}; make "
+            "forward() deterministic, and defined for any numbers"
         )
     reasons: dict[str, str] = {}
     passed = np.zeros_like(removed)
@@ -294,5 +317,9 @@ def without_failing(trial: Trial, coupling: Coupling, removed: np.ndarray, probl
             reasons[groups[0].name] = wrong
         else:
             waiting += [groups[len(groups) // 2 :], groups[: len(groups) // 2]]
-    assert reasons, problem  # at the last group all that was planned has been tried
+    if not reasons:  # all that was planned has passed this time
+        raise CutError(
+            f"cut: {type(trial.model).__name__}: nothing can be proven, its output is not the same twice ({problem}); "
+            "make forward() deterministic"
+        )
     return freeze(coupling, reasons)

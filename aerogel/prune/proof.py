@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import keystr, tree_leaves, tree_map_with_path
 
 from aerogel.errors import CutError
 from aerogel.graph import evaluating, tensor_names
@@ -25,6 +25,8 @@ from aerogel.prune.attributes import Key, set_attributes
 from aerogel.prune.statistics import Statistics, changed
 
 TOLERANCE = 1e-4
+SMALL = 1e-2  # of the usual size: smaller weights would hide what goes through them
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 Kept = dict[str, tuple[Tensor | None, ...]]
 
 
@@ -42,13 +44,37 @@ def prove(
     Masked: every removed index of every weight set to zero, in the shapes of the whole network. In float32; where
     that fails, once more in float64: some networks amplify rounding, a wrong index stays wrong.
     """
-    error, wrong = _Pair(model, args, kwargs, kept, attributes, seed, torch.float32).compared()
-    if wrong and np.isfinite(error):
-        with contextlib.suppress(CutError):  # code that insists on float32 has had its verdict
-            finer, still_wrong = _Pair(model, args, kwargs, kept, attributes, seed, torch.float64).compared()
-            if not still_wrong:
-                return finer, None
+    error, wrong, _ = prove_any(model, args, kwargs, kept, [dict(attributes or {})], seed)
     return error, wrong
+
+
+def prove_any(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    kept: Kept,
+    readings: Iterable[dict[Key, Any]],
+    seed: int = 0,
+) -> tuple[float, str | None, dict[Key, Any]]:
+    """(error, wrong, attributes): the first of several readings of the numbers with which nothing is wrong.
+
+    Where none is, the first of all. They are alike in which numbers they name.
+    """
+    pair = _Pair(model, args, kwargs, kept, seed, torch.float32)
+    finer: _Pair | None = None
+    first: tuple[float, str | None, dict[Key, Any]] | None = None
+    for attributes in readings:
+        error, wrong = pair.proven(attributes)
+        if wrong and np.isfinite(error):
+            with contextlib.suppress(CutError):  # code that insists on float32 has had its verdict
+                finer = finer or _Pair(model, args, kwargs, kept, seed, torch.float64)
+                again, still_wrong = finer.proven(attributes)
+                error, wrong = (again, None) if not still_wrong else (error, wrong)
+        if wrong is None:
+            return error, None, attributes
+        first = first or (error, wrong, attributes)
+    assert first is not None
+    return first
 
 
 def prove_inexact(
@@ -64,7 +90,8 @@ def prove_inexact(
     The difference is what the cut changes; the error is what is left of it while these statistics are held fixed in
     both networks (aerogel.prune.statistics): rounding, unless an index is wrong. In float64.
     """
-    pair = _Pair(model, args, kwargs, kept, attributes, seed, torch.float64)
+    pair = _Pair(model, args, kwargs, kept, seed, torch.float64)
+    set_attributes(pair.smaller, attributes or {})
     difference, wrong = pair.compared()
     if wrong is None or not np.isfinite(difference):
         return difference, wrong, 0.0
@@ -74,7 +101,9 @@ def prove_inexact(
     if fixed is None:
         return float("inf"), "the code runs other ops once it is cut", difference
     error, wrong = pair.compared(Statistics(fixed), Statistics(fixed))
-    return error, wrong and f"{wrong}, with the statistics held fixed", difference
+    if wrong is None:
+        return error, pair.in_training(), difference
+    return error, f"{wrong}, with the statistics held fixed", difference
 
 
 class _Pair:
@@ -86,23 +115,32 @@ class _Pair:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None,
         kept: Kept,
-        attributes: Mapping[Key, Any] | None,
         seed: int,
         precision: torch.dtype,
     ) -> None:
+        self._whole: Any = None  # what the masked network answers
         generator = torch.Generator().manual_seed(seed)
         self.masked = copied(model).to(precision)
         _randomise(self.masked, generator)
         self.smaller = resize(copied(self.masked), slices(named_weights(self.masked), kept))
-        set_attributes(self.smaller, attributes or {})
         for target, tensor in named_weights(self.masked).items():
             for dim, index in enumerate(kept.get(target, ())):
                 if index is not None:
                     gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
                     gone[index] = False
                     tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+        rows = min((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=1)
         given = (args, dict(kwargs or {}))
-        self.inputs = tree_map(lambda x: _random_like(x, precision, generator), given)
+        self.inputs = tree_map_with_path(
+            lambda path, x: _random_like(x, precision, generator, 1 if "mask" in keystr(path) else rows), given
+        )
+
+    def proven(self, attributes: Mapping[Key, Any]) -> tuple[float, str | None]:
+        """(relative error, what is wrong or None) with these numbers in the cut network, in use and in training."""
+        set_attributes(self.smaller, attributes)
+        error, wrong = self.compared()
+        wrong = wrong or self.in_training()
+        return (error, None) if wrong is None else (error if error > TOLERANCE else float("inf"), wrong)
 
     def compared(
         self,
@@ -112,10 +150,16 @@ class _Pair:
         """(relative error, what is wrong or None). Raises CutError where the masked network does not run."""
         args, kwargs = copy.deepcopy(self.inputs)  # a network may write into its input
         again, again_named = copy.deepcopy(self.inputs)
-        with torch.no_grad(), evaluating(self.masked), evaluating(self.smaller), quiet():
+        with torch.no_grad(), evaluating(self.masked), evaluating(self.smaller), quiet(), _plainly():
             try:
                 with around_masked or nullcontext():
-                    whole = self.masked(*args, **kwargs)
+                    whole = (
+                        self._whole
+                        if self._whole is not None and around_masked is None
+                        else self.masked(*args, **kwargs)
+                    )
+                if around_masked is None:
+                    self._whole = whole
             except Exception as failure:
                 what = f"{_brief(failure)}; make it take any numbers of the example's shape"
                 raise CutError(f"cut: {type(self.masked).__name__} fails on random inputs: {what}") from failure
@@ -127,6 +171,33 @@ class _Pair:
         error = _relative_error(tree_leaves(whole), tree_leaves(less))
         wrong = None if error <= TOLERANCE else f"cut and masked outputs differ by {error:.1e} of the output"
         return error, wrong
+
+    def in_training(self) -> str | None:
+        """Why the cut network fails in training mode where the whole one does not: it takes another branch there."""
+        failed = self._failure_in_training(self.smaller)
+        if failed is None or self._failure_in_training(self.masked) is not None:  # or neither trains on such inputs
+            return None
+        return f"in training, which takes other branches, forward fails once it is cut: {failed}"
+
+    def _failure_in_training(self, network: nn.Module) -> str | None:
+        args, kwargs = copy.deepcopy(self.inputs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet(), _plainly():
+            try:
+                network.train()(*args, **kwargs)
+            except Exception as failure:
+                return _brief(failure)
+        return None
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Without the fused path of nn.TransformerEncoderLayer, which other sizes than the whole network's do not take."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -164,11 +235,8 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.weight is not None:
-                scale = module.weight.detach()
-                scale.copy_((scale.abs().mean() or 1.0) * (0.5 + noise(scale)))
-            if module.running_mean is not None and module.running_var is not None:
-                mean, variance = module.running_mean, module.running_var
+            mean, variance = module.running_mean, module.running_var
+            if mean is not None and variance is not None:
                 # a mean below the true one keeps most units alive: every layer sends a signal on
                 mean.sub_(variance.sqrt() * noise(mean))
                 variance.mul_(0.5 + noise(variance))
@@ -176,21 +244,45 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
         if weight is not None and bias is not None:  # noise no larger than the signal that it is added to
             signal = weight.detach().reshape(len(weight), -1).norm(dim=1).mean()
             bias.detach().add_(signal * (noise(bias) - 0.5))
+    norms = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        numbers = parameter.detach()
+        if not numbers.is_floating_point() or numbers.numel() == 0:
+            continue
+        size, inputs = float(numbers.abs().mean()), numbers.numel() // len(numbers) if numbers.ndim else 1
+        if numbers.numel() > max(numbers.shape, default=1):
+            if size < SMALL * inputs**-0.5:  # a branch that begins at nothing
+                numbers.copy_((noise(numbers) - 0.5) * (12 / inputs) ** 0.5)
+        elif "bias" in name:
+            numbers.add_(SMALL * (noise(numbers) - 0.5))
+        elif size < SMALL or id(parameter) in norms:
+            numbers.copy_((size if size >= SMALL else 1.0) * (0.5 + noise(numbers)))
+        else:
+            numbers.mul_(0.5 + noise(numbers))
 
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
-def _random_like(x: Any, precision: torch.dtype, generator: torch.Generator) -> Any:
-    """Random numbers in the shape of a float tensor; of any other tensor a copy."""
-    if isinstance(x, Tensor) and x.is_floating_point():
+def _random_like(x: Any, precision: torch.dtype, generator: torch.Generator, rows: int) -> Any:
+    """Random numbers in the shape of a float tensor; of whole numbers those of the example in another order.
+
+    Where these are all the same, numbers of the rows of a table, of which the smallest has so many.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    if x.is_floating_point():
         return torch.randn(x.shape, generator=generator).to(x.device, precision)
-    return x.clone() if isinstance(x, Tensor) else x
+    if x.dtype == torch.bool or x.numel() < 2 or rows < 2:
+        return x.clone()
+    if (x == x.flatten()[0]).all():
+        return torch.randint(0, rows, x.shape, generator=generator).to(x)
+    return x.flatten()[torch.randperm(x.numel(), generator=generator).to(x.device)].view(x.shape)
 
 
 def _relative_error(expected: Sequence[Any], got: Sequence[Any]) -> float:
-    """The largest |got - expected| / max |expected| over the tensors; for whole numbers the share that differs.
+    """The largest relative difference over the tensors' channels; for whole numbers the share that differs.
 
     Infinite where shapes differ, where a number is not finite, and where there is nothing to compare.
     """
@@ -202,5 +294,15 @@ def _relative_error(expected: Sequence[Any], got: Sequence[Any]) -> float:
         if not (e.is_floating_point() or e.is_complex()):
             errors.append((e != g).double().mean().item())
         elif e.numel():
-            errors.append(((e - g).abs().max() / e.abs().max().clamp_min(1e-12)).item())
+            e, off = (x.reshape(1) if x.ndim == 0 else x for x in (e.abs(), (e - g).abs()))
+            errors += [_by_index(e, off, d) for d in {min(1, e.ndim - 1), e.ndim - 1}]
     return max((error if np.isfinite(error) else float("inf") for error in errors), default=float("inf"))
+
+
+def _by_index(sizes: Tensor, off: Tensor, dim: int) -> float:
+    """The largest difference over the largest number of the same index: small channels count as much as large ones.
+
+    Numbers below a millionth of the largest are as good as none.
+    """
+    sizes, off = (x.movedim(dim, 0).flatten(1).amax(1) for x in (sizes, off))
+    return (off / sizes.clamp_min(max(1e-6 * sizes.amax().item(), 1e-12))).amax().item()

@@ -2,8 +2,8 @@
 
 A layer norm over fewer channels has another mean and variance: cut and masked networks differ, and nothing in their
 outputs shows whether the indices are right. With the statistic replaced by a constant in both (a layer norm by
-x weight + bias, a mean by 1, a softmax by x), they must be equal again. Only the calls are replaced whose input has
-fewer channels in the cut network, told by running both and comparing shapes.
+x weight + bias, a mean by 1, a softmax by x), they must be equal again. Only the calls are replaced that reduce fewer
+numbers in the cut network, told by running both and comparing sizes: a mean over pixels stays one.
 """
 
 from __future__ import annotations
@@ -31,17 +31,32 @@ class Statistics(TorchDispatchMode):
         constant = CONSTANT.get(func._overloadpacket)
         if constant is None:
             return func(*args, **(kwargs or {}))
-        self.calls.append((str(func), tuple(args[0].shape)))
+        self.calls.append((str(func), _reduced(func._overloadpacket, args)))
         if len(self.calls) - 1 not in self.fixed:
             return func(*args, **(kwargs or {}))
         return constant(func, args, kwargs or {})
 
 
 def changed(whole: list[Call], cut: list[Call]) -> set[int] | None:
-    """The numbers of the calls whose input is smaller in the cut network; None where the two call other ops."""
+    """The numbers of the calls that reduce less in the cut network; None where the two call other ops."""
     if [name for name, _ in whole] != [name for name, _ in cut]:
         return None
     return {i for i, (one, other) in enumerate(zip(whole, cut, strict=True)) if one[1] != other[1]}
+
+
+def _reduced(packet: Any, args: Any) -> tuple[int, ...]:
+    """The sizes of the dimensions that a statistic is taken over."""
+    shape = tuple(args[0].shape)
+    if packet in (aten.native_layer_norm, aten._fused_rms_norm):
+        return shape[len(shape) - len(args[1]) :]
+    if packet is aten.native_group_norm:
+        return (shape[1] // args[6], *shape[2:])
+    dims = next((a for a in args[1:] if isinstance(a, list | tuple) or type(a) is int), None)
+    if packet is aten.linalg_vector_norm:
+        dims = args[2] if len(args) > 2 else None
+    if dims is None or dims == []:
+        return shape
+    return tuple(shape[d] for d in ([dims] if isinstance(dims, int) else dims))
 
 
 def _layer_norm(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:

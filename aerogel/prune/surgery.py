@@ -14,10 +14,9 @@ is refused, not guessed at.
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from aerogel.errors import CutError
 from aerogel.graph import tensor_names
-from aerogel.graph.resize import resize, sliced
+from aerogel.graph.resize import changed_numbers, resize, set_numbers, sliced
 from aerogel.prune.proof import Kept, named_weights, slices
 
 
@@ -34,21 +33,25 @@ from aerogel.prune.proof import Kept, named_weights, slices
 class Origin:
     """The network before a cut, as far as surgery must know it, without keeping it alive.
 
-    parameters: {name: its parameter, weakly}. shapes: of every parameter and buffer.
+    parameters: {name: its parameter, weakly}. shapes: of every parameter and buffer. numbers: those that its modules
+    hold of shapes and that the cut changed (`aerogel.graph.resize.changed_numbers`).
     """
 
     parameters: Mapping[str, weakref.ref[nn.Parameter]]
     shapes: Mapping[str, tuple[int, ...]]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[Origin], tuple[Any, ...]]:
         """In another process none of them is alive."""
-        return Origin, ({}, self.shapes)
+        return Origin, ({}, self.shapes, self.numbers)
 
 
-def origin_of(model: nn.Module) -> Origin:
+def origin_of(model: nn.Module, cut: nn.Module | None = None) -> Origin:
+    """cut: what became of it; None for one that is only compared."""
     names = tensor_names(model)
     parameters = {names[id(p)]: weakref.ref(p) for p in model.parameters()}
-    return Origin(parameters, {name: tuple(t.shape) for name, t in named_weights(model).items()})
+    return Origin(parameters, {name: tuple(t.shape) for name, t in named_weights(model).items()},
+                  changed_numbers(model, cut) if cut is not None else {})  # fmt: skip
 
 
 def apply_to(origin: Origin, model: nn.Module, kept: Kept, *holders: Optimizer | nn.Module) -> None:
@@ -68,7 +71,7 @@ def apply_to(origin: Origin, model: nn.Module, kept: Kept, *holders: Optimizer |
         else:
             network = _plain(holder)
             resize(network, slices(named_weights(network), kept))
-            _repeat_numbers(network, model)
+            set_numbers(network, origin.numbers)
 
 
 def _check(origin: Origin, holder: Any) -> None:
@@ -152,14 +155,3 @@ def _kept_of(value: Any, dims: tuple[Tensor | None, ...]) -> Any:
 def _plain(holder: nn.Module) -> nn.Module:
     """The network itself, inside an average of its weights."""
     return holder.module if isinstance(holder, AveragedModel) else holder
-
-
-def _repeat_numbers(network: nn.Module, model: nn.Module) -> None:
-    """The whole numbers that modules hold (num_heads), and a config's, become those of the cut network."""
-    pairs: list[tuple[object, object]] = list(zip(network.modules(), model.modules(), strict=True))
-    pairs += [(getattr(network, "config", None), getattr(model, "config", None))]
-    for ours, theirs in pairs:
-        for attribute, value in getattr(theirs, "__dict__", {}).items():
-            plain = type(value) is int or (isinstance(value, list | tuple) and all(type(v) is int for v in value))
-            if plain and getattr(ours, attribute, value) != value:
-                setattr(ours, attribute, copy.copy(value))

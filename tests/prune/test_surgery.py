@@ -279,7 +279,7 @@ def test_the_network_before_is_not_kept_alive() -> None:
     del net
     gc.collect()
     assert all(ref() is None for ref in made.origin.parameters.values())
-    assert pickle.loads(pickle.dumps(made.origin)) == Origin({}, made.origin.shapes)
+    assert pickle.loads(pickle.dumps(made.origin)) == Origin({}, made.origin.shapes, made.origin.numbers)
 
 
 # ---------------------------------------------------------------- what is refused, and leaves all as it was

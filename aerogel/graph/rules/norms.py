@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from aerogel.graph.graph import Op, Ref
+from aerogel.graph.graph import Op, Ref, refs
 from aerogel.graph.labels import Labels, Tag, field_along, wide
+from aerogel.graph.rules.elementwise import elementwise
 
 
 def channel_norm(state: Labels, op: Op) -> list[Tag]:
@@ -99,6 +100,8 @@ def softmax(state: Labels, op: Op) -> list[Tag]:
 def picks(state: Labels, op: Op) -> list[Tag]:
     """argmax, topk, sort, cumsum ...: along channels they give numbers of channels, or depend on their order."""
     x = op.args[0]
+    if op.kind in ("max", "min") and len(list(refs(op.args))) > 1:
+        return elementwise(state, op)
     dims, _ = _reduced(op)
     if state.is_matrix(x):
         return state.pin_all(op, f"{op.kind} ({op.where}) orders the numbers of a weight")

@@ -209,9 +209,10 @@ def slices(state: Labels, op: Op) -> list[Tag]:
 
 def _alone(state: Labels, op: Op, count: int) -> bool:
     """Whether no other slice of the same dimension takes another number of indices."""
+    others = [state.graph.ops[i] for i in state.readers[op.args[0].name]]
     sizes = {
         state.graph.values[other.outputs[0]].shape[int(op.args[1])]
-        for other in state.graph.ops
+        for other in others
         if other.kind == "slice" and other.args[:2] == op.args[:2]
     }
     return sizes <= {count, state.shape(op.args[0])[int(op.args[1])]}
