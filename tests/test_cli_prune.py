@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -179,7 +180,8 @@ def test_the_scan_alone_needs_no_goal(
 ) -> None:
     """Stopped at its first point, it is done by resuming."""
     with monkeypatch.context() as patched:
-        patched.setattr("aerogel.compress.scan.accuracy", lambda *_: os.kill(os.getpid(), signal.SIGINT) or 0.0)
+        stage = importlib.import_module("aerogel.compress.scan")  # the attribute of that name is its function
+        patched.setattr(stage, "accuracy", lambda *_: os.kill(os.getpid(), signal.SIGINT) or 0.0)
         assert prune("--scan", scan_images=100).code == 130
     outcome = aerogel("resume", "run", "--json")
     assert outcome.code == 0, outcome
