@@ -1,6 +1,6 @@
 """Which criterion and which ranking should be the default: accuracy right after the cut, and after a short fine-tune.
 
-    python benchmarks/criteria.py [--only NET ...] [--seeds 0 1] [--table]
+    python benchmarks/criteria.py [--only NET ...] [--seeds 0 1] [--criteria NAME ...] [--rankings NAME ...] [--table]
 
 Two small networks are trained on Fashion-MNIST at 16 x 16 pixels, then cut to a share of their MACs by every criterion
 under every ranking, without recalibrating batch norms, and fine-tuned for a few steps. Accuracy is of the VALIDATION
@@ -51,16 +51,19 @@ KEEP = (0.5, 0.25)  # of the MACs
 TRAIN = {"epochs": 2.0, "lr": 0.1}
 TUNE = {"epochs": 0.1, "lr": 0.02, "warmup": 0.0}  # 42 steps of 128
 BATCHES = 8  # of 128, for evidence
-RAW = ("bn_scale", "none")  # network slimming's: one threshold on the scales as they are
+# With raw scores as the papers have them: one threshold for the whole network.
+RAW = tuple((name, "none") for name in ("bn_scale", "taylor", "hessian"))
 CONDITIONS = {"data": "fashion_mnist at 16 x 16", "nets": NETS, "train": TRAIN, "tune": TUNE, "batches": BATCHES,
               "hardware": f"{cpu_name()}, 1 thread", "torch": torch.__version__}  # fmt: skip
-VARIANTS = [*((name, None) for name in CRITERIA), RAW]
+VARIANTS = [*((name, None) for name in CRITERIA), *RAW]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=list(CRITERIA))
+    parser.add_argument("--rankings", nargs="+", choices=RANKINGS, default=list(RANKINGS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print what was measured, measure nothing")
     options = parser.parse_args()
@@ -69,7 +72,13 @@ def main() -> None:
         torch.set_num_threads(1)
         fashion = resized(data.load("fashion_mnist"), (1, 16, 16))
         for name, seed in itertools.product(options.only, options.seeds):
-            for row in measured(name, seed, fashion, {key_of(row) for row in rows}):
+            known = {key_of(row) for row in rows}
+            cells = [
+                cell for cell in cells_of(name, seed)
+                if cell["criterion"] in options.criteria and cell["ranking"] in options.rankings
+                and key_of(cell) not in known
+            ]  # fmt: skip
+            for row in measured(name, seed, fashion, cells) if cells else ():
                 rows.append(row)
                 write_json(options.out, {"conditions": CONDITIONS, "rows": rows})
                 print(json.dumps(row), flush=True)
@@ -80,15 +89,16 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("net", "seed", "keep", "criterion", "normalize", "ranking"))
 
 
-def measured(name: str, seed: int, fashion: Dataset, known: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """The rows of one network and seed that are not known yet."""
-    cells = [
+def cells_of(name: str, seed: int) -> list[dict[str, Any]]:
+    """What is to be measured of one network and seed."""
+    return [
         {"net": name, "seed": seed, "keep": keep, "criterion": how, "normalize": normalize, "ranking": ranking}
         for keep, (how, normalize), ranking in itertools.product(KEEP, VARIANTS, RANKINGS)
     ]
-    cells = [cell for cell in cells if key_of(cell) not in known]
-    if not cells:
-        return
+
+
+def measured(name: str, seed: int, fashion: Dataset, cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Trains the network, then a row for each cell."""
     began = time.process_time()
     torch.manual_seed(seed)
     net = nets.build(name, **NETS[name])
