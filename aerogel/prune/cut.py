@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,18 @@ HEADS = ("whole", "width")
 
 
 @dataclass(frozen=True)
+class Recount:
+    """Captures and counts a network when called."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] | None
+
+    def __call__(self) -> Cost:
+        return count(capture(self.model, self.args, self.kwargs))
+
+
+@dataclass(frozen=True)
 class Cut:
     """A proven cut. `kept` {weight or buffer: kept indices by dimension, None for one left whole}.
 
@@ -47,13 +60,18 @@ class Cut:
 
     model: nn.Module
     before: Cost
-    after: Cost
+    recount: Recount = field(repr=False, compare=False)
     max_error: float
     kept: Kept
     frozen: dict[str, str]
     inexact: dict[str, str] = field(default_factory=dict)
     difference: float = 0.0
     origin: Origin = field(default_factory=lambda: Origin({}, {}), repr=False, compare=False)
+
+    @cached_property
+    def after(self) -> Cost:
+        """What the cut network costs, as it is when first asked: captured anew, since code may take other ways now."""
+        return self.recount()
 
     def apply_to(self, *holders: Optimizer | nn.Module) -> None:
         """Cuts optimizers of the network before the cut, and averages of its weights, along, in place."""
@@ -179,7 +197,7 @@ def proven(
     return Cut(
         smaller,
         count(graph),
-        count(coupling.resized(removed)),
+        Recount(smaller, args, kwargs),
         error,
         kept,
         coupling.frozen | untold,
