@@ -205,6 +205,7 @@ def test_the_scan_alone_needs_no_goal(
     assert refused.err == "error: verify: run is a sensitivity scan; there is no result in it to be checked\n"
 
 
+@pytest.mark.slow
 def test_a_scan_before_a_cut_that_is_not_trained_after(home: Path, prune: Callable[..., Any]) -> None:
     """recover = 0: the weights are those of the original, the norms' statistics are measured again."""
     outcome = prune("--scan", "--target", "macs=0.6", "--schedule", "one-shot", recover=0)
