@@ -228,7 +228,7 @@ def _commonest(frozen: Mapping[str, str]) -> str:
 
 def made(model: nn.Module, kept: Kept, attributes: Mapping[Key, Any]) -> nn.Module:
     """The cut copy."""
-    smaller = resize(copied(model), slices(named_weights(model), kept))
+    smaller = resize(copied(model, besides=kept), slices(named_weights(model), kept))
     set_attributes(smaller, attributes)
     return smaller
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -122,7 +122,7 @@ class _Pair:
         generator = torch.Generator().manual_seed(seed)
         self.masked = copied(model).to(precision)
         _randomise(self.masked, generator)
-        self.smaller = resize(copied(self.masked), slices(named_weights(self.masked), kept))
+        self.smaller = resize(copied(self.masked, besides=kept), slices(named_weights(self.masked), kept))
         for target, tensor in named_weights(self.masked).items():
             for dim, index in enumerate(kept.get(target, ())):
                 if index is not None:
@@ -215,9 +215,12 @@ def slices(weights: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
     return {target: sliced(weights[target], dims) for target, dims in kept.items()}
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, besides: Container[str] = ()) -> nn.Module:
+    """A deep copy. besides: weights that the copy shares, because they are about to be replaced in it."""
+    names = tensor_names(model)
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if names[id(t)] in besides}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, shared)
     except Exception as error:
         raise CutError(
             f"cut: {type(model).__name__} cannot be copied ({error}); remove what deepcopy refuses"
