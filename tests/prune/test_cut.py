@@ -138,7 +138,9 @@ def test_everything_frozen_is_an_error() -> None:
 
 
 def test_an_output_that_is_not_the_same_twice() -> None:
-    with pytest.raises(CutError, match="Around: nothing can be proven, its output on random inputs is not the same twice"):
+    with pytest.raises(
+        CutError, match="Around: nothing can be proven, its output on random inputs is not the same twice"
+    ):
         half(Around(lambda net, x: x + torch.rand_like(x)))
 
 
