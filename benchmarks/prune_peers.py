@@ -62,7 +62,8 @@ from families import NETWORKS, WAYS, Case, outcome, random_like, rows  # noqa: E
 from reference import Kept, answers, largest, masked, masked_but_for_norms, named  # noqa: E402
 
 EXACT = 1e-4
-PATIENCE = 120.0  # seconds for Torch-Pruning's half of a small network; where it ends, it takes under one
+PATIENCE = 60.0  # seconds for Torch-Pruning's half of a small network; where it ends, it takes under one
+ENDS = ("network output", "tied to the network's input or to a constant")  # why what every network has stays whole
 QUERIES = re.compile(r"(^|\.)(query|key|value|[qkv]_proj|[qkv]_lin|[qkv])$")
 
 # ---------------------------------------------------------------- Torch-Pruning
@@ -378,16 +379,18 @@ def decoder() -> dict[str, Any]:
 def table(held: Mapping[str, Any]) -> str:
     """The tables of docs/pruning.md."""
     lines = [
-        "| network | rows that can be cut | why not the others | largest error | s | Torch-Pruning, half removed | s |",
+        f"Beside {' and '.join(ENDS)}, which stay in every network:",
+        "",
+        "| network | rows that can be cut | what else stays | largest error | s | Torch-Pruning, half removed | s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in held.get("networks", {}).items():
         ours, peer = row["aerogel"], row["torch_pruning"]
-        why = "; ".join(f"{reason} ({n})" for reason, n in list(ours.get("why", {}).items())[:3])
+        why = "; ".join(f"{reason} ({n})" for reason, n in ours.get("why", {}).items() if reason not in ENDS)
         took = "" if peer["seconds"] is None else f"{peer['seconds']:.1f}"
         lines.append(
             f"| {name} | {_cuttable(ours)} | {why} | {_worst(ours)} | {ours.get('cut_seconds', 0):.1f} "
-            f"| {peer['outcome'].replace('|', '/')} | {took} |"
+            f"| {_cell(peer['outcome'])} | {took} |"
         )
     if "speed" in held:
         lines += ["", "| network, 224 x 224 | aerogel, s | Torch-Pruning, s | ratio | peak MiB | its peak MiB |"]
@@ -408,6 +411,11 @@ def table(held: Mapping[str, Any]) -> str:
         ]
     last = held["last"]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python benchmarks/prune_peers.py`."])
+
+
+def _cell(text: str) -> str:
+    """Short, and free of what ends a cell."""
+    return (text if len(text) <= 70 else f"{text[:67]}...").replace("|", "/")
 
 
 def write_page(held: Mapping[str, Any]) -> None:
