@@ -5,11 +5,10 @@
 networks  every convolutional network of aerogel.nets and the Hugging Face families of tests/prune/families.py, small
           and random: how many rows of the weights can be cut, why not the others, the largest error of cuts to 90,
           70, 50, 10 % of the channels and to half in five steps; and what Torch-Pruning makes of removing half.
-speed     ResNet-50, DenseNet-121, VGG-16, MobileNetV2, ViT-B/16 at 224 x 224: capture, couple, plan, cut and proof
-          (and the same without the proof) against building Torch-Pruning's pruner and one step of it, half of the
-          channels by L2 norm, layer by layer.
-          In turns within one process, in random order, after one round that is not timed. Peak memory in processes of
-          their own.
+speed     ResNet-50, DenseNet-121, VGG-16, MobileNetV2, ViT-B/16 at 224 x 224: capture, couple, plan, cut and proof,
+          each of them timed, with and without the proof, against building Torch-Pruning's pruner and one step of it:
+          half of the channels by L2 norm, layer by layer. In turns within one process, in random order, after one
+          round that is not timed. Peak memory in processes of their own.
 decoder   a Llama configuration of 7B parameters on the meta device: seconds to capture and to couple.
 
 Torch-Pruning is asked as its README says: the layers that make the outputs are ignored, and it is told the number of
@@ -27,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import datetime
 import json
 import logging
@@ -37,8 +37,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,13 @@ from torch.utils._pytree import tree_leaves
 
 from aerogel.cost.latency import cpu_name
 from aerogel.files import write_json
-from aerogel.graph import capture
+from aerogel.graph import capture, tensor_names
 from aerogel.graph.capture import quiet
 from aerogel.nets import build
 from aerogel.prune import cut
 from aerogel.prune.attributes import readings
 from aerogel.prune.coupling import Coupling, couple
-from aerogel.prune.cut import made
+from aerogel.prune.cut import Trial, made
 from aerogel.prune.plan import plan
 from aerogel.prune.proof import named_weights, to_tensors
 from aerogel.prune.rank import find_criterion, scores
@@ -122,9 +122,15 @@ def _first_number(holders: list[Any], *names: str) -> int | None:
 
 
 def output_layers(net: nn.Module, coupling: Coupling) -> list[nn.Module]:
-    """The modules whose own rows the network gives out."""
-    names = [key.partition(" ")[0] for key, why in coupling.frozen.items() if why == "network output"]
-    return [net.get_submodule(name.rpartition(".")[0]) for name in names]
+    """The modules that make what the network gives out: along their rows, an embedding along its columns."""
+    names, found = tensor_names(net), []
+    for module in net.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            dim = 1 if isinstance(module, nn.Embedding) else 0
+            if coupling.frozen.get(f"{names[id(weight)]} dim {dim}") == "network output":
+                found.append(module)
+    return found
 
 
 def kept_by_values(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Kept:
@@ -306,13 +312,22 @@ def by_aerogel(net: nn.Module) -> None:
     cut(net, (torch.zeros(IMAGE),), target={"channels": 0.5}, ranking="local")
 
 
-def unproven(net: nn.Module) -> None:
-    """The same without the proof, which Torch-Pruning has not: capture, couple, rank, plan, cut."""
-    coupling = couple(capture(net, (torch.zeros(IMAGE),)))
+def by_parts(net: nn.Module) -> dict[str, float]:
+    """The same cut part by part: the seconds of each. Torch-Pruning has no proof: what it does is the sum without."""
+    args, marks = (torch.zeros(IMAGE),), [time.perf_counter()]
+    graph = capture(net, args)
+    marks.append(time.perf_counter())
+    coupling = couple(graph)
+    coupling = dataclasses.replace(coupling, groups=tuple(g for g in coupling.groups if not g.inexact))
+    marks.append(time.perf_counter())
     found = scores(coupling, named_weights(net), find_criterion("l2"))
     removed = plan(coupling, found, {"channels": 0.5}, ranking="local")
-    attributes = next(iter(readings(net, coupling, removed)))
-    made(net, to_tensors(coupling.kept(removed)), attributes)
+    marks.append(time.perf_counter())
+    made(net, to_tensors(coupling.kept(removed)), next(iter(readings(net, coupling, removed))))
+    marks.append(time.perf_counter())
+    Trial(net, args, None)(coupling, removed)
+    marks.append(time.perf_counter())
+    return dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 
 
 def by_peer(net: nn.Module) -> None:
@@ -320,34 +335,38 @@ def by_peer(net: nn.Module) -> None:
     prune_half(net, torch.zeros(IMAGE), [last], heads_of(net))
 
 
-TOOLS: dict[str, Callable[[nn.Module], None]] = {
-    "aerogel": by_aerogel,
-    "unproven": unproven,
-    "torch_pruning": by_peer,
-}
+TOOLS: dict[str, Callable[[nn.Module], Any]] = {"aerogel": by_aerogel, "by parts": by_parts, "torch_pruning": by_peer}
+PARTS = ("capture", "couple", "plan", "cut", "proof")
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """{network: {"seconds": {tool: [...]}, "ratio": [...], "peak_mib": {tool: ...}}}."""
+    """{network: {"seconds": {tool or part: [...]}, "peak_mib": {tool: ...}}}; "unproven" is all parts but the proof."""
     rng, found = np.random.default_rng(0), {}
     for name, make in LARGE.items():
-        seconds: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+        seconds: dict[str, list[float]] = defaultdict(list)
         for number in range(rounds + 1):
             for tool in rng.permutation(list(TOOLS)):
                 torch.manual_seed(number)
                 net = make().eval()
                 start = time.perf_counter()
                 with quiet():
-                    TOOLS[tool](net)
-                if number:
-                    seconds[tool].append(time.perf_counter() - start)
-        ratio = {tool: [a / b for a, b in zip(seconds[tool], seconds["torch_pruning"], strict=True)] for tool in TOOLS}
-        peak = {tool: _peak(name, tool) for tool in (*TOOLS, "nothing")}
-        found[name] = {"seconds": seconds, "ratio": ratio, "peak_mib": peak}
-        shown = "  ".join(f"{tool} {np.median(held):.2f} s {peak[tool]:.0f} MiB" for tool, held in seconds.items())
-        times = "  ".join(f"x{np.median(ratio[tool]):.2f}" for tool in ("aerogel", "unproven"))
-        print(f"{name:<14} {shown}  {times}  (network alone {peak['nothing']:.0f} MiB)", flush=True)
+                    parts = TOOLS[tool](net)
+                took = parts or {str(tool): time.perf_counter() - start}
+                for part, value in took.items() if number else ():
+                    seconds[part].append(value)
+        seconds["unproven"] = np.sum([seconds[part] for part in PARTS if part != "proof"], axis=0).tolist()
+        peak = {tool: _peak(name, tool) for tool in ("nothing", "aerogel", "torch_pruning")}
+        found[name] = {"seconds": dict(seconds), "peak_mib": peak}
+        print(f"{name:<14}", *(f"{part} {np.median(held):.2f} s" for part, held in seconds.items()), peak, flush=True)
     return found
+
+
+def ratios(held: Mapping[str, Any], ours: str, names: Iterable[str]) -> list[float]:
+    """Our time over Torch-Pruning's, of all those networks together, in each round."""
+    ours_s, theirs = (
+        np.sum([held[name]["seconds"][tool] for name in names], axis=0) for tool in (ours, "torch_pruning")
+    )
+    return (ours_s / theirs).tolist()
 
 
 def _peak(network: str, tool: str) -> float:
@@ -421,13 +440,7 @@ def table(held: Mapping[str, Any]) -> str:
             f"| {_cell(peer['outcome'])} | {took} |"
         )
     if "speed" in held:
-        lines += ["", "| network, 224 x 224 | aerogel, s | without the proof, s | Torch-Pruning, s | ratio | peak MiB: "
-                  "network, aerogel, Torch-Pruning |", "|---|---|---|---|---|---|"]  # fmt: skip
-        for name, row in held["speed"].items():
-            times = [f"{np.median(row['seconds'][tool]):.2f}" for tool in TOOLS]
-            ratio = " and ".join(f"{np.median(row['ratio'][tool]):.2f}" for tool in ("aerogel", "unproven"))
-            memory = ", ".join(f"{row['peak_mib'][tool]:.0f}" for tool in ("nothing", "aerogel", "torch_pruning"))
-            lines.append(f"| {name} | {' | '.join(times)} | {ratio} | {memory} |")
+        lines += ["", *_speed_table(held["speed"])]
     if "decoder" in held:
         one = held["decoder"]
         size, gib = one["params"] / 1e9, one["peak_mib"] / 1024
@@ -439,6 +452,30 @@ def table(held: Mapping[str, Any]) -> str:
         ]
     last = held["last"]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python benchmarks/prune_peers.py`."])
+
+
+def _speed_table(held: Mapping[str, Any]) -> list[str]:
+    """Medians over the rounds; the ratios of the whole, with the smallest and the largest."""
+    lines = [
+        f"| network, 224 x 224 | {', '.join(PARTS)}, s | without the proof | `cut` | Torch-Pruning | ratio without the "
+        "proof | ratio | peak MiB: network, aerogel, Torch-Pruning |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for names in (*([name] for name in held), list(held)):
+        middle = {tool: sum(float(np.median(held[name]["seconds"][tool])) for name in names) for tool in
+                  (*PARTS, "unproven", "aerogel", "torch_pruning")}  # fmt: skip
+        parts = ", ".join(f"{middle[part]:.2f}" for part in PARTS)
+        shown = []
+        for tool in ("unproven", "aerogel"):
+            found = ratios(held, tool, names)
+            shown.append(f"x{np.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]")
+        memory = (f"{held[names[0]]['peak_mib'][tool]:.0f}" for tool in ("nothing", "aerogel", "torch_pruning"))
+        lines.append(
+            f"| {names[0] if len(names) == 1 else 'together'} | {parts} | {middle['unproven']:.2f} "
+            f"| {middle['aerogel']:.2f} | {middle['torch_pruning']:.2f} | {' | '.join(shown)} "
+            f"| {', '.join(memory) if len(names) == 1 else ''} |"
+        )
+    return lines
 
 
 def _cell(text: str) -> str:

@@ -25,6 +25,7 @@ from aerogel.prune.attributes import Key, set_attributes
 from aerogel.prune.statistics import Statistics, changed
 
 TOLERANCE = 1e-4
+MANY = 16  # numbers of an index whose largest tells its size
 SMALL = 1e-2  # of the usual size: smaller weights would hide what goes through them
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 Kept = dict[str, tuple[Tensor | None, ...]]
@@ -252,7 +253,7 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
         numbers = parameter.detach()
         if not numbers.is_floating_point() or numbers.numel() == 0:
             continue
-        size, inputs = float(numbers.abs().mean()), numbers.numel() // len(numbers) if numbers.ndim else 1
+        size, inputs = float(numbers.norm(1)) / numbers.numel(), numbers.numel() // len(numbers) if numbers.ndim else 1
         if numbers.numel() > max(numbers.shape, default=1):
             if size < SMALL * inputs**-0.5:  # a branch that begins at nothing
                 numbers.copy_((noise(numbers) - 0.5) * (12 / inputs) ** 0.5)
@@ -305,7 +306,10 @@ def _relative_error(expected: Sequence[Any], got: Sequence[Any]) -> float:
 def _by_index(sizes: Tensor, off: Tensor, dim: int) -> float:
     """The largest difference over the largest number of the same index: small channels count as much as large ones.
 
-    Numbers below a millionth of the largest are as good as none.
+    A millionth of the largest number is as good as none. In single precision it takes MANY numbers to say that an index
+    gives little: one logit of a thousand is near 0 by chance, and its rounding is not.
     """
+    few = sizes.numel() < MANY * sizes.shape[dim] and sizes.dtype != torch.float64
+    floor = 1e-2 if few else 1e-6
     sizes, off = (x.movedim(dim, 0).flatten(1).amax(1) for x in (sizes, off))
-    return (off / sizes.clamp_min(max(1e-6 * sizes.amax().item(), 1e-12))).amax().item()
+    return (off / sizes.clamp_min(max(floor * sizes.amax().item(), 1e-12))).amax().item()

@@ -361,6 +361,8 @@ def cut_at_random(case: Case, keep: float, steps: int, **options: Any) -> Result
         try:
             made = cut(small, (), inputs, target={"channels": keep ** (1 / steps)}, criterion="random", **options)
         except CutError as error:
+            if kept and "nothing can be cut" in str(error):
+                break  # every group is down to its last channel
             if "nothing can be cut" in str(error) or "out of reach" not in str(error):
                 raise
             reach = float(str(error).partition("cutting reaches ")[2].partition(")")[0])
