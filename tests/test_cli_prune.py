@@ -245,7 +245,7 @@ WRONG: list[tuple[str, tuple[str, ...], dict[str, Any], str]] = [
     ("gradual_short", (*MACS, "--schedule", "gradual", "--epochs", "0.5"), {},
      r"8 cuts do not fit into 0\.5 of 4 training steps.*fewer cuts or train longer"),
     ("gradual_untrained", (*MACS, "--schedule", "gradual"), {"recover": 0}, r"gradual cuts within the recovery; give"),
-    ("slimming_ranking", (*MACS, "--method", "slimming"), {"ranking": "local"},
+    ("slimming_ranking", (*MACS, "--method", "slimming"), {"ranking": "global"},
      r"slimming has one threshold on raw scales: leave out ranking"),
     ("reach", ("--target", "macs=0.0001"), {}, r"macs=0\.0001 \(cutting reaches .*out of reach"),
     ("drop", (*MACS, "--max-drop", "-1"), {}, r"option max_drop: .*got -1"),

@@ -46,7 +46,7 @@ class Settings(BaseModel):
     schedule: Literal["one-shot", "iterative", "linear", "gradual"] = "iterative"
     steps: int = Field(3, ge=1)  # cuts; each is recovered from, or all are made within one recovery (gradual)
     criterion: str = "l2"
-    ranking: Literal["global", "local", "isomorphic", "value"] = "global"
+    ranking: Literal["global", "local", "isomorphic", "value"] = "local"
     reduce: Literal["", "sum", "max", "mean"] = ""  # of a coupled channel's scores; the criterion's own where not given
     normalize: Literal["", "mean", "max", "sum", "none"] = ""  # of a group's scores; the same
     allow_inexact: bool = False  # cut what a statistic over channels couples, and tell the difference
@@ -84,7 +84,7 @@ class Settings(BaseModel):
         if self.schedule == "gradual" and not self.recover:
             raise ValueError("gradual cuts within the recovery; give recover more than 0, or choose another schedule")
         if self.slimming and (
-            self.allow_inexact or self.normalize or self.ranking != "global" or self.heads != "whole"
+            self.allow_inexact or self.normalize or self.ranking != "local" or self.heads != "whole"
         ):
             raise ValueError(
                 "slimming has one threshold on raw scales: leave out ranking, normalize, heads and allow_inexact, or "

@@ -85,7 +85,7 @@ def cut(
     *,
     target: Mapping[str, float] | None = None,
     criterion: str | Criterion = "l2",
-    ranking: str = "global",
+    ranking: str = "local",
     ratios: Mapping[str, float] | None = None,
     round_to: int = 1,
     protect: Sequence[str] = (),
@@ -100,9 +100,9 @@ def cut(
     cut), params, macs, access_bytes, peak_bytes, file_bytes, latency; latency_ms in milliseconds. A latency is that of
     ONNX Runtime here with `threads`, from its single kernels (aerogel.prune.latency): seconds to minutes.
     criterion: a name, a function (group, weights) -> scores, or what `aerogel.prune.criterion` makes of them.
-    ranking: "global" compares channels through the whole network, "local" within their group, so that every group
-    loses the same share, "isomorphic" between groups of one structure, "value" by score over what a channel costs of
-    the target (aerogel.prune.rank). ratios: {pattern: share of
+    ranking: "local" compares channels within their group, so that every group loses the same share: the safe one
+    (docs/log.md, 2026-11-26), "global" through the whole network, "isomorphic" between groups of one structure, "value"
+    by score over what a channel costs of the target (aerogel.prune.rank). ratios: {pattern: share of
     a layer's channels to remove} for layers of which that is set; the target is met by the others. round_to: groups
     keep multiples of it, or all of their channels. protect: names or patterns of modules or weights that keep their
     shape. allow_inexact: cut what a statistic over channels couples too (a layer norm), and tell the difference from
