@@ -57,6 +57,27 @@ def new_folder(path: Path, caller: str) -> Iterator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def check_free(folder: Path, need: int, what: str) -> None:
+    """Raises AerogelError unless `need` bytes are free on the disk that `folder` is or will be on, and it can be
+    written there. Takes no time: nothing but an empty file is written.
+
+    what: for which they are needed, as the message says it.
+    """
+    place = _existing(folder)
+    try:
+        free = shutil.disk_usage(place).free
+        probe = place / f".{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder / "any", error) from error
+    if free < need:
+        raise AerogelError(
+            f"{folder}: {what} need {need / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free on its disk; "
+            "make room or write elsewhere"
+        )
+
+
 def refuse_existing(path: Path, caller: str) -> None:
     """Raises AerogelError when something has that name already, be it a link that leads nowhere."""
     if os.path.lexists(path):
@@ -106,7 +127,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    return next((p for p in [path, *path.parents] if os.path.isdir(p)), Path("/"))
+
+
 def _cannot_write(path: Path, error: OSError) -> AerogelError:
-    folder = next((p for p in path.absolute().parents if os.path.isdir(p)), Path("/"))
-    free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free on its disk"
+    free = f"{shutil.disk_usage(_existing(path)).free / 2**20:.0f} MiB are free on its disk"
     return AerogelError(f"cannot write {path}: {error.strerror or error}; {free}: make room or write elsewhere")

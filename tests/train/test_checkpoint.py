@@ -7,11 +7,13 @@ import os
 import random
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,13 +21,22 @@ from torch import Tensor, nn
 
 from aerogel.data import Batch, Dataset, Split, assemble
 from aerogel.errors import AerogelError
-from aerogel.train import HardLabels, Objective, Recipe, State, load_checkpoint, save_checkpoint, start, steps
-from aerogel.train.checkpoint import damage
+from aerogel.train import (
+    HardLabels,
+    Objective,
+    Recipe,
+    State,
+    load_checkpoint,
+    save_checkpoint,
+    start,
+    steps,
+)
+from aerogel.train.checkpoint import best_checkpoint, check_room, checkpoint_bytes, damage
 
 TOTAL = 6  # 1.5 epochs of 4 batches
 
 
-def toy(n: int = 42) -> Dataset:
+def toy(n: int = 41) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.arange(n) % 3)
@@ -224,12 +235,159 @@ def test_checkpoints_of_another_run_are_neither_read_nor_removed(tmp_path: Path)
 
 def test_another_data_set_is_refused(tmp_path: Path) -> None:
     train(begin(), tmp_path, [2])
-    more = start(convolutions(), HardLabels(), toy(60), Recipe(epochs=1.5, batch_size=8))
+    more = start(convolutions(), HardLabels(), toy(57), Recipe(epochs=1.5, batch_size=8))
     with pytest.raises(AerogelError, match=r"another recipe or data set \(steps_per_epoch 4, now 6\); start a new run"):
         load_checkpoint(tmp_path, more)
 
 
 OTHERS = (lambda: convolutions(5), lambda: convolutions(last=1), lambda: convolutions().double(), Tied)
+
+
+class Counting(nn.Module):
+    """An objective that draws from every global generator and keeps a number that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def set_extra_state(self, held: dict[str, int]) -> None:
+        self.calls = held["calls"]
+
+    def forward(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        self.calls += 1
+        noise = random.random() + random.gauss(0, 1) + np.random.rand() + np.random.standard_normal() + self.calls
+        return {"hard": F.cross_entropy(student(batch.inputs), batch.labels) * (1 + 0.01 * noise)}
+
+
+def test_global_generators_and_numbers_of_an_objective_go_on(tmp_path: Path) -> None:
+    def fresh(seed: int) -> State:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return start(convolutions(), Counting(), DATA, Recipe(epochs=1.5, batch_size=8))
+
+    whole = fresh(0)
+    losses = []
+    for step in steps(whole, DATA):
+        losses.append(step.losses)
+        save_checkpoint(tmp_path / str(step.number), whole)
+    drawn = (random.random(), np.random.rand(), torch.rand(3).tolist())
+    for number in range(1, TOTAL + 1):
+        again = fresh(number)
+        load_checkpoint(tmp_path / str(number), again)
+        assert again.objective.calls == number + 1  # one by `start`, to try the order in memory
+        assert [step.losses for step in steps(again, DATA)] == losses[number:]
+        assert (random.random(), np.random.rand(), torch.rand(3).tolist()) == drawn
+
+
+def test_what_json_cannot_hold_of_an_objective_is_refused(tmp_path: Path) -> None:
+    state = start(convolutions(), Counting(), DATA, Recipe(epochs=1.5, batch_size=8))
+    state.objective.calls = {1, 2}
+    with pytest.raises(AerogelError, match=r"not JSON serializable.*; there is no checkpoint before it$"):
+        save_checkpoint(tmp_path, state)
+    assert names(tmp_path) == []
+
+
+def test_the_best_one_stays_beside_the_newest(tmp_path: Path) -> None:
+    state = begin()
+    scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.9, 5: 0.1, 6: None}
+    for step in steps(state, DATA):
+        save_checkpoint(tmp_path, state, keep=2, best=scores[step.number])
+        if step.number == 4:
+            four = everything(state)
+        if step.number == 2:
+            two = everything(state)
+    assert names(tmp_path) == ["step_0000002", "step_0000005", "step_0000006"]
+    assert best_checkpoint(tmp_path) == tmp_path / "step_0000002"
+    again = begin(noise=1)
+    assert load_checkpoint(tmp_path, again, best=True) == []
+    assert again.step == 2
+    assert_same(everything(again), two)
+
+    save_checkpoint(tmp_path, state, best=0.95)  # saved above before it was scored
+    assert best_checkpoint(tmp_path) == tmp_path / "step_0000006"
+    assert names(tmp_path) == ["step_0000005", "step_0000006"]
+    assert damage(tmp_path / "step_0000006") is None
+    flip(tmp_path / "step_0000006" / "model.safetensors", 500)
+    assert load_checkpoint(tmp_path, begin(), best=True) == [f"{tmp_path}/step_0000006/model.safetensors is corrupt"]
+    assert not torch.equal(two["model 0.weight"], four["model 0.weight"])
+
+
+def test_nothing_is_best_where_nothing_was_scored(tmp_path: Path) -> None:
+    train(begin(), tmp_path, [1, 2, 3])
+    assert best_checkpoint(tmp_path) is None
+    assert best_checkpoint(tmp_path / "nowhere") is None
+    assert names(tmp_path) == ["step_0000002", "step_0000003"]
+
+
+@pytest.mark.parametrize("bad", [{"keep": 0}, {"best": float("nan")}, {"best": float("inf")}])
+def test_a_wrong_keep_or_score_is_refused(bad: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(AerogelError, match=r"checkpoint: keep must be >= 1 and best finite, got"):
+        save_checkpoint(tmp_path, begin(), **bad)
+    assert names(tmp_path) == []
+
+
+def test_a_run_that_vanished_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    state = begin()
+    save_checkpoint(run / "checkpoints", state, within=run)
+    shutil.rmtree(run)
+    with pytest.raises(AerogelError, match=r"checkpoint: .*run has vanished during the run; bring it back"):
+        save_checkpoint(run / "checkpoints", state, within=run)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_room_that_is_asked_for_is_the_room_that_is_taken(kind: str, tmp_path: Path) -> None:
+    """The estimate before the first step, when the optimizer has no memory yet, against the folder after it."""
+    state = begin(kind)
+    estimate = checkpoint_bytes(state)
+    next(iter(steps(state, DATA)))
+    path = save_checkpoint(tmp_path, state)
+    taken = sum(file.stat().st_size for file in path.iterdir())
+    assert taken <= estimate <= taken + 2**16 + sum(p.nbytes for p in state.model.parameters())
+
+
+def test_too_little_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = begin()
+    check_room(tmp_path / "not/there/yet", state)
+    assert names(tmp_path) == []
+    one = checkpoint_bytes(state)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.1 * one)))
+    began = time.monotonic()
+    with pytest.raises(
+        AerogelError, match=r"checkpoints of 0\.1 MiB each need 0\.\d MiB, 0\.\d MiB are free on its disk; make room"
+    ):
+        check_room(tmp_path, state)
+    assert time.monotonic() - began < 1.0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.3 * one)))
+    check_room(tmp_path, state)
+
+
+def test_checkpoints_that_lie_there_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = train(begin(), tmp_path, [1, 2])
+    usage, one = shutil.disk_usage(tmp_path), checkpoint_bytes(state)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.1 * one)))
+    check_room(tmp_path, state)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=one))
+    with pytest.raises(AerogelError, match=r"MiB are free on its disk; make room"):
+        check_room(tmp_path, state)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(AerogelError, match=r"cannot write .*Read-only file system; "):
+        check_room(tmp_path, begin())
 
 
 @pytest.mark.parametrize("net", OTHERS)
@@ -246,7 +404,11 @@ def test_another_network_is_refused_and_not_changed(net: Callable[[], nn.Module]
 
 
 KIND = "adamw with average, bf16"
-FILES = ["MANIFEST.json", "average.safetensors", "model.safetensors", "optimizer.safetensors", "state.json"]
+FILES = [
+    "MANIFEST.json",
+    *(f"{name}.safetensors" for name in ("average", "model", "optimizer", "random")),
+    "state.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +516,9 @@ def test_a_failing_write_leaves_the_checkpoint_before_and_nothing_else(size: int
     expected = everything(state)
     next(iter(steps(state, DATA)))
     with (
-        pytest.raises(AerogelError, match=r"cannot write [^\n]*File too large; [0-9]+ MiB are free"),
+        pytest.raises(
+            AerogelError, match=r"cannot write [^\n]*File too large; [0-9]+ MiB are free.*, .*step_0000003, is intact$"
+        ),
         files_of_at_most(size),
     ):
         save_checkpoint(tmp_path, state)
@@ -383,7 +547,9 @@ def test_a_full_disk_at_any_file_leaves_nothing_half_done(
 
     monkeypatch.setattr(Path, "write_bytes", fills(write_bytes))
     monkeypatch.setattr(Path, "write_text", fills(write_text))
-    with pytest.raises(AerogelError, match=r"cannot write [^\n]*: No space left on device; [0-9]+ MiB are free"):
+    with pytest.raises(
+        AerogelError, match=r"cannot write [^\n]*: No space left on device; [0-9]+ MiB are free.* is intact$"
+    ):
         save_checkpoint(tmp_path, state)
     monkeypatch.undo()
     assert names(tmp_path) == ["step_0000003"]
