@@ -14,7 +14,9 @@ class Recipe(BaseModel):
     epochs may be a fraction. lr is the peak, reached after `warmup` epochs or at half the run. schedule: cosine to 0,
     or step (times `gamma` at each of `milestones`, as fractions of the run), or constant. weight_decay spares
     one-dimensional weights (biases, norms). clip: largest gradient norm (networks without batch norm need it).
-    ema: decay of the averaged weights that are returned. autocast: the number type of the forward pass.
+    ema: decay of the averaged weights that are returned. autocast: the number type of the forward pass. accumulate:
+    parts of a batch, made one after the other. compile: the network through torch.compile. sync_norms: with several
+    processes, batch norms take the statistics of the whole batch, as one process would.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -30,7 +32,10 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     clip: float | None = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
-    autocast: Literal["none", "bf16"] = "none"
+    autocast: Literal["none", "bf16", "fp16"] = "none"
+    accumulate: int = Field(1, ge=1)
+    compile: bool = False
+    sync_norms: bool = True
     augment: str | None = None  # None: the data set's own
     seed: int = Field(0, ge=0)
 

@@ -1,8 +1,9 @@
 """The training loop, as a generator: `for step in steps(state, data): ...`. The caller owns it.
 
-Between two yields the caller may log, mask weights, save or stop. What a step does depends only on (seed, step):
+Between two yields the caller may log, mask weights, cut, save or stop. What a step does depends only on (seed, step):
 the order of the data, augmentation and dropout follow from it, so that a run continues exactly from its state.
-PyTorch's global random state is the caller's own: a step leaves it as it was.
+PyTorch's global random state is the caller's own: a step leaves it as it was. Under torchrun every process makes the
+same step on its share of the batch (aerogel.train.distributed).
 """
 
 from __future__ import annotations
@@ -13,24 +14,32 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aerogel.data import Batch, Dataset, batches
-from aerogel.errors import AerogelError, Interrupted
+from aerogel.data import Batch, Dataset, batch_count, batches
+from aerogel.data.batching import batch_rows
+from aerogel.errors import AerogelError
 from aerogel.graph import evaluating
-from aerogel.train.interrupt import Signals
+from aerogel.train.distributed import ALONE, Losses, World, current, joined, lost_processes, norms_synced, summed
 from aerogel.train.objective import Objective
 from aerogel.train.recipe import Recipe, learning_rate
+
+HALVINGS = 3  # of a batch that does not fit the memory
+LEAST_SCALE = 1.0  # of fp16's loss: below it the loss itself is at fault
+
+
+class NotFinite(AerogelError):
+    """A loss, gradient or weight that is no number any more; the state must not be saved."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. seconds: of the step with its batch, without what the caller did in between."""
+    """What one step did. seconds: of the step with its batch, without what the caller did in between; waited: those of
+    them in which it waited for the batch. images: of the global batch. stop: whether some process was asked to stop."""
 
     number: int  # from 1
     total: int
@@ -38,11 +47,18 @@ class Step:
     losses: dict[str, float]
     lr: float
     seconds: float
+    waited: float = 0.0
+    images: int = 0
+    stop: bool = False
 
 
 @dataclass
 class State:
-    """All that training changes. `average` holds the averaged weights when the recipe asks for them."""
+    """All that training changes. `average` holds the averaged weights when the recipe asks for them.
+
+    lr_scale: on every learning rate; halved when training was rolled back. parts: a batch is made in so many, because
+    the recipe says so or the memory is small.
+    """
 
     model: nn.Module
     objective: Objective
@@ -50,11 +66,16 @@ class State:
     steps_per_epoch: int
     step: int = 0
     channels_last: bool = False  # the order in memory of images and convolutions
+    lr_scale: float = 1.0
+    parts: int = 0
     optimizer: torch.optim.Optimizer = field(init=False)
     average: nn.Module | None = field(init=False, default=None)
+    scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self.optimizer = _optimizer(self.model, self.objective, self.recipe)
+        self.parts = self.parts or self.recipe.accumulate
+        self.scaler = torch.amp.GradScaler("cpu", enabled=self.recipe.autocast == "fp16")
         if self.recipe.ema is not None:
             self.average = copy.deepcopy(self.model).eval()
 
@@ -66,12 +87,23 @@ class State:
     def result(self) -> nn.Module:
         return self.average if self.average is not None else self.model
 
+    def numbers(self) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors and the step."""
+        found: dict[str, Any] = {"lr_scale": self.lr_scale, "parts": self.parts}
+        return found | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
+
+    def set_numbers(self, held: dict[str, Any]) -> None:
+        """Puts back what `numbers` gave."""
+        self.lr_scale, self.parts = held["lr_scale"], held["parts"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(held["scaler"])
+
 
 def start(model: nn.Module, objective: Objective, data: Dataset, recipe: Recipe) -> State:
     """The state before the first step. Raises AerogelError when nothing in the model can be trained."""
     if not any(p.requires_grad for p in model.parameters()):
         raise AerogelError(f"train: {type(model).__name__} has no parameter that requires a gradient; unfreeze some")
-    per_epoch = len(data.train) // batch_size(data, recipe)
+    per_epoch = batch_count(len(data.train), recipe.batch_size)
     return State(model, objective, recipe, per_epoch, channels_last=_try_channels_last(model, objective, data, recipe))
 
 
@@ -82,7 +114,7 @@ def _try_channels_last(model: nn.Module, objective: Objective, data: Dataset, re
     lay_out(model, torch.channels_last)
     batch = next(batches(data, "train", min(2, len(data.train))))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model), _autocast(recipe):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model), _autocast(recipe, "cpu"):
             objective(model, _channels_last(batch))
     except RuntimeError:
         lay_out(model, torch.contiguous_format)
@@ -101,99 +133,140 @@ def _channels_last(batch: Batch) -> Batch:
     return batch._replace(inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
 
 
-def batch_size(data: Dataset, recipe: Recipe) -> int:
-    """The recipe's, or the whole split when that is smaller. The last, incomplete batch of an epoch is left out."""
-    return min(recipe.batch_size, len(data.train))
-
-
-def steps(state: State, data: Dataset) -> Iterator[Step]:
+def steps(
+    state: State, data: Dataset, *, world: World | None = None, stopping: Callable[[], bool] | None = None
+) -> Iterator[Step]:
     """Trains `state.model` in place from `state.step` to the end, one optimizer step a yield; then sets eval mode.
 
-    Raises AerogelError at the first loss or gradient that is not finite, before it reaches the weights.
+    world: the processes that make the steps together, by default those that were joined. stopping: asked once a step;
+    where it says yes in any process, all yield `stop`.
+    Raises NotFinite at the first loss, gradient or weight that is not finite; AerogelError where memory does not even
+    hold an eighth of a batch, or another process is lost.
     """
     recipe, per_epoch = state.recipe, state.steps_per_epoch
+    world = current() if world is None else world
     augment = data.augment if recipe.augment is None else recipe.augment
+    network: nn.Module | None = None
+    trained: nn.Module | None = None
     before = time.perf_counter()
     while state.step < state.total:
         epoch, position = divmod(state.step, per_epoch)
         epoch_batches = batches(
-            data, "train", batch_size(data, recipe), seed=recipe.seed, epoch=epoch, shuffle=True,
-            augment=augment, drop_last=True, start=position,
+            data, "train", recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True,
+            augment=augment, start=position, rank=world.rank, ranks=world.ranks,
         )  # fmt: skip
         for batch in epoch_batches:
-            lr = learning_rate(recipe, state.step, state.total, per_epoch)
-            losses = _update(state, _channels_last(batch) if state.channels_last else batch, lr)
+            waited = time.perf_counter() - before
+            if trained is not state.model or network is None:  # the caller may have cut it
+                trained = state.model
+                model: Any = torch.compile(trained) if recipe.compile else trained
+                with lost_processes(world):
+                    network = joined(Losses(model, state.objective), world, sync_norms=recipe.sync_norms)
+            lr = state.lr_scale * learning_rate(recipe, state.step, state.total, per_epoch)
+            part = batch_rows(len(data.train), recipe.batch_size, state.step % per_epoch)
+            rows = part.stop - part.start
+            with lost_processes(world):
+                losses, stop = _update(state, _placed(batch, state, world), lr, network, world, rows, stopping)
             state.step += 1
             now = time.perf_counter()
-            yield Step(state.step, state.total, state.step / per_epoch, losses, lr, now - before)
+            yield Step(state.step, state.total, state.step / per_epoch, losses, lr, now - before, waited, rows, stop)
             before = time.perf_counter()
             if state.step >= state.total:
                 break
     state.model.eval()
 
 
-def fit(
-    state: State,
-    data: Dataset,
-    *,
-    on_step: Callable[[Step], None] | None = None,
-    save: Callable[[State], Path] | None = None,
-    every_seconds: float = 60.0,
-    signals: Signals | None = None,
-    until: int | None = None,
-) -> nn.Module:
-    """Drains `steps`, saving at intervals and when a signal comes. Returns the trained network, in eval mode.
+def _placed(batch: Batch, state: State, world: World) -> Batch:
+    batch = _channels_last(batch) if state.channels_last else batch
+    return batch if world.device.type == "cpu" else Batch(*(x.to(world.device, non_blocking=True) for x in batch))
 
-    until: the step after which to pause; None trains to the end. The state goes on from there when it is fitted again.
-    Raises Interrupted once the state is saved, when `signals` caught one.
+
+def _update(
+    state: State, batch: Batch, lr: float, network: nn.Module, world: World, rows: int, stopping: Any
+) -> tuple[dict[str, float], bool]:
+    """One optimizer step: the losses, and whether to stop. rows: of the global batch, of which `batch` is a share.
+
+    Randomness (dropout, the objective's own) comes from (seed, step, rank) alone.
     """
-    saved_at = time.monotonic()
-    last = state.total if until is None else until
-    for step in islice(steps(state, data), max(0, last - state.step)):
-        if on_step:
-            on_step(step)
-        if step.number == last:
-            continue  # nothing is left to save or to stop
-        stopped = signals.caught if signals else None
-        if save and (stopped is not None or time.monotonic() - saved_at > every_seconds):
-            save(state)
-            saved_at = time.monotonic()
-        if stopped is not None:
-            raise Interrupted(stopped)
-    if state.step >= state.total:
-        lay_out(state.result, torch.contiguous_format)
-    return state.result.eval()
-
-
-def _update(state: State, batch: Batch, lr: float) -> dict[str, float]:
-    """One optimizer step. Randomness (dropout, the objective's own) comes from (seed, step) alone."""
     recipe, optimizer = state.recipe, state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_seed(recipe.seed, state.step))  # and no other device's
-        state.model.train()
-        with _autocast(recipe):
-            losses = state.objective(state.model, batch)
-        _check_scalars(losses)
-        values = {name: value.item() for name, value in losses.items()}
-        _check_finite("loss", values, state)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    sums = _gradients(state, batch, network, world, rows)
+    *held, stop = summed([*sums.values(), float(stopping is not None and stopping())], world)
+    values = dict(zip(sums, held, strict=True))
+    _check_finite("loss", values, state)
+    state.scaler.unscale_(optimizer)
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    if not state.scaler.is_enabled() or state.scaler.get_scale() < LEAST_SCALE:  # fp16 steps over some of its own
         _check_finite("gradient", {"norm": norm.item()}, state)
-        if recipe.clip is not None:
-            nn.utils.clip_grads_with_norm_(weights, recipe.clip, norm)
-        optimizer.step()
+    if recipe.clip is not None:
+        nn.utils.clip_grads_with_norm_(weights, recipe.clip, norm)
+    state.scaler.step(optimizer)
+    state.scaler.update()
+    size = nn.utils.get_total_norm([p.detach() for p in weights])
+    _check_finite("size of the weights", {"norm": size.item()}, state)
     if state.average is not None and recipe.ema is not None:
         update_average(state.average, state.model, recipe.ema, state.step)
-    return values
+    return values, stop > 0
 
 
-def _seed(seed: int, step: int) -> int:
-    """Independent streams for different (seed, step); the data's are of three numbers, so they are others."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+def _gradients(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
+    """Leaves the gradients in the weights; the losses, this rank's share of them. In as many parts as memory asks for.
+
+    Raises AerogelError when not even an eighth of the batch fits, and where several processes would have to agree.
+    """
+    while True:
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_seed(state.recipe.seed, state.step, world.rank))
+            try:
+                return _in_parts(state, batch, network, world, rows)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_of_memory(error):
+                    raise
+                refused = state.parts >= min(len(batch.labels), state.recipe.accumulate << HALVINGS)
+                if world.ranks > 1 or refused:
+                    rest = (
+                        "set accumulate in [train] of --config" if world.ranks > 1 else "a smaller network or --input"
+                    )
+                    raise AerogelError(
+                        f"train: out of memory at step {state.step + 1} with {len(batch.labels) // state.parts} images "
+                        f"at once; take a smaller --batch-size, or {rest}"
+                    ) from error
+        state.parts = min(2 * state.parts, len(batch.labels))
+
+
+def _in_parts(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
+    state.model.train()
+    sums: dict[str, float] = {}
+    parts = list(zip(*(x.tensor_split(min(state.parts, len(batch.labels))) for x in batch), strict=True))
+    for number, part in enumerate(map(Batch._make, parts)):
+        weight = len(part.labels) / rows
+        last = number == len(parts) - 1
+        alone = contextlib.nullcontext() if last or world.ranks == 1 else network.no_sync()  # type: ignore[operator]
+        with alone, norms_synced(state.model, world if state.recipe.sync_norms else ALONE):
+            with _autocast(state.recipe, world.device.type):
+                losses = network(part)
+            _check_scalars(losses)
+            total = torch.stack(list(losses.values())).sum() * (
+                weight * world.ranks
+            )  # gradients are averaged over ranks
+            state.scaler.scale(total).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + weight * value.item()
+    return sums
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def _seed(seed: int, step: int, rank: int = 0) -> int:
+    """Independent streams for different (seed, step, rank); the data's are of other numbers."""
+    key = (seed, step, rank, rank) if rank else (seed, step)
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def _check_scalars(losses: dict[str, Tensor]) -> None:
@@ -209,7 +282,7 @@ def _check_scalars(losses: dict[str, Tensor]) -> None:
 def _check_finite(what: str, values: dict[str, float], state: State) -> None:
     if not all(map(math.isfinite, values.values())):
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        raise AerogelError(
+        raise NotFinite(
             f"train: the {what} is not finite at step {state.step + 1} ({shown}); lower --lr (now {state.recipe.lr:g})"
         )
 
@@ -240,10 +313,10 @@ def _optimizer(model: nn.Module, objective: Objective, recipe: Recipe) -> torch.
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
-def _autocast(recipe: Recipe) -> contextlib.AbstractContextManager[object]:
+def _autocast(recipe: Recipe, device: str) -> contextlib.AbstractContextManager[object]:
     if recipe.autocast == "none":
         return contextlib.nullcontext()
-    return torch.autocast("cpu", torch.bfloat16)
+    return torch.autocast(device, torch.bfloat16 if recipe.autocast == "bf16" else torch.float16)
 
 
 def optimizer_tensors(state: State) -> dict[str, Tensor]:

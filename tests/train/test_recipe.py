@@ -89,7 +89,7 @@ def test_the_rate_lies_in_zero_to_lr_and_falls_after_the_warm_up(
         ("clip", 0),
         ("ema", 1),
         ("ema", 0),
-        ("autocast", "fp16"),
+        ("autocast", "fp8"),
         ("seed", -1),
         ("epoch", 3),
     ],

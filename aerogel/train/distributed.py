@@ -1,0 +1,234 @@
+"""More processes than one: torchrun starts them, DistributedDataParallel joins their gradients; no engine of our own.
+
+Two ways to use them:
+- a program of your own calls `join()` once and then `fit` or `steps` in every process, each with its own equal state;
+- the verbs of the command line run in rank 0 alone, which cuts, measures and writes; the others `follow`: they wait for
+  a state to train, train along, and forget it. Rank 0 sends it over the job's own connections, never through a file.
+
+Every global batch is shared out by rows, so a step does what one process would do, up to the order of float sums:
+losses and gradients are weighed by rows, batch norms take the statistics of the whole batch (`Recipe.sync_norms`).
+Dropout draws other numbers in every rank. A process that dies breaks its connections: the others end with an error
+within SECONDS, and torchrun names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from aerogel.errors import AerogelError
+
+SECONDS = 60  # without an answer of the others before a step gives up
+_LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out|store", re.IGNORECASE)
+CPU = torch.device("cpu")
+_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among how many, and where it computes."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: torch.device = CPU
+
+
+ALONE = World()
+_commands: Any = None  # the group in which rank 0 tells the others what to do, where it leads
+
+
+def started() -> World:
+    """What torchrun's environment says of this process; ALONE without it. Nothing is joined."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        return ALONE
+    device = CPU
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return World(int(os.environ["RANK"]), ranks, device)
+
+
+def join() -> World:
+    """Joins the processes that torchrun started, once: gloo on CPUs, nccl on GPUs. ALONE where it started none.
+
+    Raises AerogelError when the others cannot be reached.
+    """
+    world = started()
+    if world.ranks > 1 and not dist.is_initialized():
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        with lost_processes(world):
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SECONDS))
+    return world
+
+
+def current() -> World:
+    """The world that was joined; ALONE before that."""
+    return started() if dist.is_available() and dist.is_initialized() else ALONE
+
+
+@contextlib.contextmanager
+def lost_processes(world: World) -> Iterator[None]:
+    """Turns what a broken connection raises into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world.ranks == 1 or not _LOST.search(str(error)):
+            raise
+        first = str(error).splitlines()[0][:160]
+        raise AerogelError(
+            f"train: rank {world.rank} of {world.ranks} has lost another process of the job ({first}); torchrun names "
+            "the one that failed first; start the same command again to go on from the last checkpoint"
+        ) from error
+
+
+# ---------------------------------------------------------------- rank 0 leads, the others follow
+
+
+def leading() -> bool:
+    return _commands is not None and current().rank == 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this job again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def crew() -> World:
+    """Joins, and makes rank 0 the one that tells the others what to do."""
+    global _commands
+    world = join()
+    if world.ranks > 1 and _commands is None:
+        with lost_processes(world):
+            _commands = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
+    return world
+
+
+def tell(command: str, payload: Any = None) -> None:
+    """Rank 0 to all others. Raises AerogelError where the payload cannot be sent."""
+    try:
+        with lost_processes(current()):
+            dist.broadcast_object_list([(command, payload)], group=_commands)
+    except (AttributeError, TypeError) as error:
+        raise AerogelError(
+            f"train: the network or its objective cannot be sent to the other processes ({error}); define their "
+            "classes and functions at the top of a module, not inside a function"
+        ) from error
+
+
+def dismiss(code: int) -> None:
+    """Ends the others, with that exit code; where they are gone already nothing is left to do."""
+    global _commands
+    if leading():
+        with contextlib.suppress(AerogelError, RuntimeError):
+            tell("end", code)
+    _commands = None
+
+
+def follow(train: Callable[[Any], None]) -> int:
+    """Waits for what rank 0 tells and does it with `train`, until it says that this is the end; the exit code.
+
+    Signals are rank 0's to answer: the others go on until it stops them.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            told: list[Any] = [None]
+            with lost_processes(current()):
+                dist.broadcast_object_list(told, group=_commands)
+            command, payload = told[0]
+            if command == "end":
+                return int(payload)
+            train(payload)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- a step that several processes make together
+
+
+class Losses(nn.Module):
+    """The objective on the network, as one module whose parameters are all that is trained.
+
+    A teacher in it is no part of that: it is not wrapped, and its statistics are not sent around.
+    """
+
+    def __init__(self, model: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = [objective]  # hidden from nn.Module
+        if isinstance(objective, nn.Module) and any(p.requires_grad for p in objective.parameters()):
+            self.own = nn.ParameterList([p for p in objective.parameters() if p.requires_grad])
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self._objective[0](self.model, batch)
+
+
+def joined(losses: Losses, world: World, *, sync_norms: bool) -> nn.Module:
+    """The losses whose gradients are averaged over the ranks."""
+    if world.ranks == 1:
+        return losses
+    where = [world.device.index] if world.device.type == "cuda" else None
+    # what an objective leaves out of a step must not make the others wait
+    return nn.parallel.DistributedDataParallel(
+        losses, device_ids=where, find_unused_parameters=True, broadcast_buffers=not sync_norms
+    )
+
+
+def summed(values: list[float], world: World) -> list[float]:
+    """Element by element over all ranks."""
+    if world.ranks == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+@contextlib.contextmanager
+def norms_synced(model: nn.Module, world: World) -> Iterator[None]:
+    """Batch norms in training take the statistics of the whole global batch inside. (torch's SyncBatchNorm is for GPUs
+    alone.)"""
+    norms = [m for m in model.modules() if isinstance(m, _NORMS)] if world.ranks > 1 else []
+    for norm in norms:
+        norm.__dict__["forward"] = partial(_synced_norm, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.__dict__["forward"]
+
+
+def _synced_norm(norm: Any, x: Tensor) -> Tensor:
+    """Batch norm over the rows of all ranks: (n, C, ...) -> the same. The numbers are summed in single precision."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    wide = x.float()
+    dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
+    own = wide.new_tensor([wide.numel() / wide.shape[1]])
+    sums = all_reduce(torch.cat([wide.sum(dims), own]))
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    centred = wide - mean.view(shape)
+    variance = all_reduce(centred.square().sum(dims)) / count
+    if norm.track_running_stats and norm.running_mean is not None:
+        norm.num_batches_tracked.add_(1)
+        share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+            norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), share)
+    out = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.weight is not None:
+        out = out * norm.weight.view(shape) + norm.bias.view(shape)
+    return out.to(x.dtype)
