@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from aerogel.compress.job import Job
-from aerogel.data import Batch, batches
+from aerogel.data import Batch, batch_count, batches
 from aerogel.prune import Cut, criterion, cut, cut_points, gather
 from aerogel.prune.criteria import EVIDENCE, Criterion
 from aerogel.prune.evidence import KINDS
 from aerogel.prune.slimming import slim
 from aerogel.train import Recipe
-from aerogel.train.steps import batch_size
 
 RAMP = 0.5  # the share of a gradual recovery that its cuts are spread over
 SEEN = 32  # training batches that a criterion or a norm sees
@@ -51,7 +50,7 @@ def recovery(job: Job) -> Recipe:
 def points(job: Job) -> tuple[int, ...]:
     """The steps of the recovery after which gradual cuts are made. Raises CutError when it is too short for them."""
     recipe = recovery(job)
-    per_epoch = len(job.data.train) // batch_size(job.data, recipe)
+    per_epoch = batch_count(len(job.data.train), recipe.batch_size)
     return cut_points(max(1, round(recipe.epochs * per_epoch)), job.settings.steps, RAMP)
 
 
@@ -59,6 +58,6 @@ def training_batches(job: Job) -> Iterator[Batch]:
     """SEEN batches of training images, as they are trained on; the same ones at every call."""
     recipe = job.settings.train
     augment = job.data.augment if recipe.augment is None else recipe.augment
-    size, seed = batch_size(job.data, recipe), job.settings.seed
-    every = batches(job.data, "train", size, seed=seed, shuffle=True, augment=augment, drop_last=True)
+    seed = job.settings.seed
+    every = batches(job.data, "train", recipe.batch_size, seed=seed, shuffle=True, augment=augment)
     return islice(every, SEEN)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from aerogel.compress.goal import Goal
 from aerogel.compress.run import Run
 from aerogel.compress.settings import Settings
 from aerogel.console import Console
-from aerogel.data import Dataset
+from aerogel.data import Dataset, batch_count
 from aerogel.errors import AerogelError
 from aerogel.export import InputSpec, Opened, load, open_model, read_config, save
 from aerogel.export.onnx import export_onnx
@@ -30,15 +32,18 @@ from aerogel.train import (
     Objective,
     Recipe,
     Signals,
+    Speed,
     State,
     Step,
+    check_room,
     fit,
     learning_rate,
     load_checkpoint,
     save_checkpoint,
     start,
 )
-from aerogel.train.steps import batch_size
+from aerogel.train.distributed import crew, current, follow, restarts_allowed
+from aerogel.train.fit import train_along
 
 EVENTS = 200  # points of a stage's curve
 PULL = 1.0  # from where batch-norm scales begin, to 0
@@ -110,10 +115,14 @@ class Job:
     def fit(self, state: State, run: Run, stage: str, part: str, until: int | None = None) -> nn.Module:
         """Trains to step `until` or to the end, with checkpoints in that part of the run; told under `stage`."""
         folder = run.path / "checkpoints" / part
+        check_room(folder, state)
         with self.console.progress(stage, state.total) as show:
             log = _Log(run, stage, show, max(1, state.total // EVENTS))
-            return fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s), signals=self.signals,
-                       until=until)  # fmt: skip
+            model = fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s, within=run.path),
+                        signals=self.signals, until=until,
+                        on_trouble=lambda text: self.console.say("warning", text))  # fmt: skip
+        log.tell(self.console)
+        return model
 
 
 class _Log:
@@ -123,17 +132,40 @@ class _Log:
         self._run, self._stage, self._show, self._every = run, stage, show, every
         self._sums: dict[str, float] = {}
         self._count = 0  # steps in the sums; fewer than `every` in the first group of a resumed stage
+        self._speed = Speed()
 
     def __call__(self, step: Step) -> None:
         for name, loss in step.losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + loss
         self._count += 1
+        self._speed.add(step)
         losses = "  ".join(f"{name} {loss:.4f}" for name, loss in step.losses.items())
-        self._show(step.number, f"epoch {step.epoch:.1f}  {losses}  lr {step.lr:.2g}")
+        self._show(step.number, f"epoch {step.epoch:.1f}  {losses}  lr {step.lr:.2g}  {self._speed.text()}")
         if step.number % self._every == 0 or step.number == step.total:
             means = {name: total / self._count for name, total in self._sums.items()}
             self._run.event(train=self._stage, step=step.number, **means)
             self._sums, self._count = {}, 0
+
+    def tell(self, console: Console) -> None:
+        """Says how fast it went and what would make it faster; kept for the report."""
+        if self._speed.images:
+            ranks = current().ranks
+            found = self._speed.to_json(ranks)
+            console.say(self._stage, found["text"])
+            self._run.note_speed(self._stage, found)
+
+
+def lead(settings: Settings, out: Path | None) -> None:
+    """Under torchrun: returns in rank 0, which runs the job; every other process trains along until that ends it, and
+    exits with its code. Alone it only returns.
+
+    Raises AerogelError where a restart by torchrun could not find the run again.
+    """
+    if out is None and restarts_allowed():
+        raise AerogelError(f"{settings.verb}: torchrun may restart this job; give it --out RUN, by which it goes on")
+    if crew().rank > 0:
+        job = open_job(settings, Console(io.StringIO()))
+        sys.exit(follow(lambda payload: train_along(payload, job.data)))
 
 
 def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ()) -> Job:
@@ -176,7 +208,7 @@ def _for_this_many(settings: Settings, data: Dataset) -> Settings:
 def _penalty(recipe: Recipe, data: Dataset) -> float:
     """With which a scale that the loss does not hold moves by PULL in a whole training: sum(rates) / (1 - momentum)
     times it. Two digits."""
-    per_epoch = len(data.train) // batch_size(data, recipe)
+    per_epoch = batch_count(len(data.train), recipe.batch_size)
     total = max(1, round(recipe.epochs * per_epoch))
     rates = sum(learning_rate(recipe, step, total, per_epoch) for step in range(total))
     momentum = recipe.momentum if recipe.optimizer == "sgd" else 0.0

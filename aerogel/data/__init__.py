@@ -10,12 +10,13 @@ import dataclasses
 from collections.abc import Callable
 
 from aerogel.data.augment import AUGMENTS as AUGMENTS
+from aerogel.data.batching import Batch as Batch
+from aerogel.data.batching import batch_count as batch_count
+from aerogel.data.batching import batches as batches
+from aerogel.data.batching import normalise as normalise
 from aerogel.data.cifar10 import cifar10
-from aerogel.data.dataset import Batch as Batch
 from aerogel.data.dataset import Dataset as Dataset
 from aerogel.data.dataset import Split as Split
-from aerogel.data.dataset import batches as batches
-from aerogel.data.dataset import normalise as normalise
 from aerogel.data.digits import digits
 from aerogel.data.folder import load_folder
 from aerogel.data.idx import fashion_mnist, mnist

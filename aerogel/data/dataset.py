@@ -1,29 +1,21 @@
-"""A labelled image set in memory, and the batches that training and measuring read from it.
+"""A labelled image set in memory.
 
-Pixels stay uint8 until a batch is made. Letters: N images of a split, n of a batch, C channels, H x W pixels.
+Pixels stay uint8 until a batch is made (batching.py). Letters: N images of a split, C channels, H x W pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from aerogel.data.augment import find_augment
-from aerogel.errors import AerogelError, DataError, nearest
+from aerogel.errors import DataError
 
 SPLITS = ("train", "val", "test")
-
-
-class Batch(NamedTuple):
-    inputs: torch.Tensor  # float32 (n, C, H, W), normalised
-    labels: torch.Tensor  # int64 (n,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +26,8 @@ class Split:
     labels: torch.Tensor  # int64 (N,)
 
     def __post_init__(self) -> None:
-        _check_tensor("images", self.images, torch.uint8, "(N, C, H, W)", dims=4)
-        _check_tensor("labels", self.labels, torch.int64, "(N,)", dims=1)
+        check_tensor("images", self.images, torch.uint8, "(N, C, H, W)", dims=4)
+        check_tensor("labels", self.labels, torch.int64, "(N,)", dims=1)
         if len(self.images) != len(self.labels):
             raise DataError(
                 f"Split: images and labels must be equally many, got {len(self.images)} and "
@@ -84,7 +76,7 @@ class Dataset:
                     f"Dataset: labels of {self.name!r} must lie in [0, {self.num_classes}), {name} has {low} "
                     f"to {high}; number the classes from 0 and name each one in `classes`"
                 )
-        _check_scale("Dataset", self.mean, self.std, self.input_shape[0])
+        check_scale("Dataset", self.mean, self.std, self.input_shape[0])
         find_augment(self.augment)
 
     @property
@@ -110,71 +102,7 @@ class Dataset:
         return digest.hexdigest()
 
 
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(images / 255 - mean) / std. Shapes uint8 (n, C, H, W) -> float32 (n, C, H, W), one allocation.
-
-    Raises AerogelError when the images are not uint8 or `mean` and `std` do not fit their channels.
-    """
-    _check_tensor("images", images, torch.uint8, "(n, C, H, W)", dims=4, caller="normalise")
-    _check_scale("normalise", mean, std, images.shape[1])
-    centre = torch.tensor([255 * value for value in mean], device=images.device).view(-1, 1, 1)
-    scale = torch.tensor([255 * value for value in std], device=images.device).view(-1, 1, 1)
-    # Measured: converting first is faster than one call on mixed types, whose loop is not vectorised.
-    return images.float().sub_(centre).div_(scale)
-
-
-def batches(
-    dataset: Dataset,
-    split: str,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = False,
-    augment: str = "none",
-    drop_last: bool = False,
-    start: int = 0,
-) -> Iterator[Batch]:
-    """One pass over a split, from batch number `start` on.
-
-    Order and augmentation depend on (seed, epoch, batch number) alone: a pass begun at `start` yields exactly
-    what the whole pass yields from there. `start` may equal the number of batches; nothing is left then.
-
-    Raises AerogelError, at the call and not at the first batch, for an argument out of its range.
-    """
-    if split not in SPLITS:
-        raise AerogelError(f"batches: unknown split {split!r}; {nearest(split, SPLITS)}")
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0)):
-        if value < least:
-            raise AerogelError(f"batches: {name} must be >= {least}, got {value}; give a larger one")
-    part: Split = getattr(dataset, split)
-    count = len(part) // batch_size if drop_last else -(-len(part) // batch_size)
-    if count == 0:
-        raise AerogelError(
-            f"batches: drop_last leaves no batch, batch_size={batch_size} exceeds the {len(part)} images of "
-            f"{split}; give a smaller one"
-        )
-    if not 0 <= start <= count:
-        raise AerogelError(f"batches: start must be in [0, {count}], got {start}; {split} has {count} batches")
-    change = find_augment(augment)
-
-    def produce() -> Iterator[Batch]:
-        order = torch.randperm(len(part), generator=_generator(seed, epoch, 0)) if shuffle else torch.arange(len(part))
-        for number in range(start, count):
-            rows = order[number * batch_size : (number + 1) * batch_size]
-            images = change(part.images[rows], _generator(seed, epoch, number + 1))
-            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[rows])
-
-    return produce()
-
-
-def _generator(*key: int) -> torch.Generator:
-    """Independent streams for different (seed, epoch, number); consecutive seeds alone would be related."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def _check_tensor(
+def check_tensor(
     name: str, value: torch.Tensor, dtype: torch.dtype, shape: str, *, dims: int, caller: str = "Split"
 ) -> None:
     if not isinstance(value, torch.Tensor):
@@ -186,7 +114,7 @@ def _check_tensor(
         )
 
 
-def _check_scale(caller: str, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+def check_scale(caller: str, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
     finite = all(math.isfinite(value) for value in (*mean, *std))
     if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
         raise DataError(

@@ -18,7 +18,7 @@ from aerogel.errors import AerogelError
 from aerogel.train import HardLabels, Recipe, State, Step, accuracy, fit, learning_rate, predict, start, steps
 from aerogel.train.steps import update_average
 
-TOTAL = 10  # of the toy recipe: 2.5 epochs of 4 batches
+TOTAL = 12  # of the toy recipe: 2.5 epochs of 5 batches
 
 
 def toy(augment: str = "none") -> Dataset:
@@ -96,9 +96,9 @@ def test_every_step_is_told() -> None:
     found = run(state, data)
     assert state.total == TOTAL
     assert [step.number for step in found] == list(range(1, TOTAL + 1))
-    assert [step.epoch for step in found] == [number / 4 for number in range(1, TOTAL + 1)]
+    assert [step.epoch for step in found] == [number / 5 for number in range(1, TOTAL + 1)]
     assert {step.total for step in found} == {TOTAL}
-    assert [step.lr for step in found] == [learning_rate(plan, number, TOTAL, 4) for number in range(TOTAL)]
+    assert [step.lr for step in found] == [learning_rate(plan, number, TOTAL, 5) for number in range(TOTAL)]
     assert all(step.losses.keys() == {"hard", "small"} for step in found)
     assert state.step == TOTAL
     assert not state.model.training
@@ -125,10 +125,10 @@ def test_steps_are_those_of_a_loop_written_by_hand(optimizer: str, clip: float |
     theirs = torch.optim.SGD(groups, momentum=0.9, nesterov=True) if optimizer == "sgd" else torch.optim.AdamW(groups)
     number = 0
     for epoch in range(3):
-        options = {"seed": 0, "epoch": epoch, "shuffle": True, "drop_last": True, "augment": "shift"}
+        options = {"seed": 0, "epoch": epoch, "shuffle": True, "augment": "shift"}
         for batch in itertools.islice(batches(data, "train", 8, **options), TOTAL - number):
             for group in theirs.param_groups:
-                group["lr"] = learning_rate(plan, number, TOTAL, 4)
+                group["lr"] = learning_rate(plan, number, TOTAL, 5)
             logits = net(batch.inputs)
             hard, small = F.cross_entropy(logits, batch.labels), 0.01 * logits.square().mean()
             theirs.zero_grad()
@@ -147,7 +147,7 @@ def test_the_caller_may_stop_and_go_on() -> None:
     data = toy("shift")
     whole, parts = (start(small_net(0.5), HardLabels(), data, recipe()) for _ in range(2))
     run(whole, data)
-    for count in (3, 1, 1, 4, 1):  # stops within an epoch, at its end, after its first step, before the last step
+    for count in (3, 2, 1, 5, 1):  # stops within an epoch, at its end, after its first step, before the last step
         assert len(run(parts, data, count)) == count
     assert_same(weights(parts.model), weights(whole.model))
     assert run(whole, data) == []
@@ -205,8 +205,8 @@ def test_seconds_leave_out_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in steps(start(small_net(), HardLabels(), data, recipe()), data):
         for _ in range(100):
             next(now)
-        found.append(step.seconds)
-    assert found == [1.0] * TOTAL
+        found.append((step.seconds, step.waited))
+    assert found == [(2.0, 1.0)] * TOTAL
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -319,7 +319,7 @@ def test_a_batch_larger_than_the_set_is_the_set(batch_size: int) -> None:
         assert training
 
 
-@pytest.mark.parametrize(("epochs", "total"), [(1e-9, 1), (0.25, 1), (1.3, 5), (2, 8)])
+@pytest.mark.parametrize(("epochs", "total"), [(1e-9, 1), (0.25, 1), (1.3, 6), (2, 10)])
 def test_epochs_may_be_a_fraction(epochs: float, total: int) -> None:
     data = toy()
     assert len(run(start(small_net(), HardLabels(), data, recipe(epochs=epochs)), data)) == total
