@@ -321,8 +321,12 @@ def main() -> None:
     # Read when torch starts its threads. On a shared machine, threads that spin while they wait for one that was put
     # aside slow training down ten times (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "RANK" in os.environ:  # torchrun's; its processes would each print PyTorch's own remarks
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with _sigterm_heard():
         code = run_command(sys.argv[1:] or ["--help"])
+    if "aerogel.train.distributed" in sys.modules:
+        sys.modules["aerogel.train.distributed"].dismiss(code)
     sys.exit(code)
 
 
@@ -352,7 +356,9 @@ def run_command(words: list[str]) -> int:
 def fail(message: str) -> int:
     from aerogel.console import printable
 
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))  # torchrun's
+    where = f"error (rank {rank})" if rank else "error"
+    print(f"{where}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return ERROR
 
 

@@ -19,10 +19,10 @@ from typing import Any
 from aerogel.compress.baseline import baseline
 from aerogel.compress.check import Checked, check
 from aerogel.compress.goal import goals_of
-from aerogel.compress.job import Job, open_job
+from aerogel.compress.job import Job, lead, open_job
 from aerogel.compress.plan import plan
 from aerogel.compress.recover import recover
-from aerogel.compress.run import Run
+from aerogel.compress.run import Run, is_run
 from aerogel.compress.scan import scan
 from aerogel.compress.settings import Settings, described
 from aerogel.compress.ship import ship
@@ -32,6 +32,7 @@ from aerogel.console import Console, unexpected
 from aerogel.errors import AerogelError, Interrupted
 from aerogel.files import read_json, refuse_existing
 from aerogel.report import terminal, write
+from aerogel.train.distributed import restarted
 
 
 def compress(settings: Settings, out: Path | None, console: Console) -> dict[str, Any]:
@@ -40,6 +41,9 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
     Raises AerogelError for bad input, Interrupted when a signal stopped it (the run can be resumed).
     """
     goals = goals_of(settings)
+    lead(settings, out)
+    if out is not None and restarted() and is_run(out):
+        return resume(out, console)
     if out is not None:
         refuse_existing(out, settings.verb)
     console.say(settings.verb, f"{settings.title}  ->  {settings.goal}")
@@ -71,6 +75,7 @@ def resume(path: Path, console: Console) -> dict[str, Any]:
         return report
     if "check" not in run:
         raise AerogelError(f"resume: {path} is a stopped `aerogel train`; the same command as before goes on")
+    lead(run.settings, path)
     console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
     job = open_job(run.settings, console, goals_of(run.settings))
     run.check_data(job.data)

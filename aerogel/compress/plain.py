@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aerogel.compress.goal import parse_goals
-from aerogel.compress.job import Job, open_job
+from aerogel.compress.job import Job, lead, open_job
 from aerogel.compress.run import ORIGINAL, RESULT, Run, is_run
 from aerogel.compress.settings import Settings
 from aerogel.compress.ship import judge, parity_text
@@ -32,6 +32,7 @@ def train_and_save(settings: Settings, out: Path | None, console: Console) -> di
     """Trains with hard labels and saves the folder `out`; a stopped training goes on when called again."""
     if out is None:
         raise AerogelError("train: --out is missing; name the folder to write the trained network to")
+    lead(settings, out)
     refuse_existing(out, "train")
     job = open_job(settings, console)
     run = _begun(job, out.with_name(f"{out.name}.part"))

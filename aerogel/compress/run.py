@@ -73,7 +73,7 @@ class Run:
     @property
     def done(self) -> list[str]:
         """Names of what is finished, in order."""
-        return [name for name in self._state if name not in ("data", "seconds")]
+        return [name for name in self._state if name not in ("data", "seconds", "speed")]
 
     def check_data(self, data: Dataset) -> None:
         """Raises AerogelError when the data are not those the run began with."""
@@ -102,6 +102,10 @@ class Run:
             spent = self._state.get("seconds", {})
             total = spent.get(stage, 0.0) + time.monotonic() - began
             self._write({**self._state, "seconds": {**spent, stage: total}})
+
+    def note_speed(self, stage: str, speed: dict[str, Any]) -> None:
+        """How fast a stage trained; run["speed"][stage]."""
+        self._write({**self._state, "speed": {**self._state.get("speed", {}), stage: speed}})
 
     def event(self, **fields: Any) -> None:
         """One JSON line in events.jsonl."""

@@ -83,9 +83,7 @@ class Settings(BaseModel):
             raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
         if self.schedule == "gradual" and not self.recover:
             raise ValueError("gradual cuts within the recovery; give recover more than 0, or choose another schedule")
-        if self.slimming and (
-            self.allow_inexact or self.normalize or self.ranking != "local" or self.heads != "whole"
-        ):
+        if self.slimming and (self.allow_inexact or self.normalize or self.ranking != "local" or self.heads != "whole"):
             raise ValueError(
                 "slimming has one threshold on raw scales: leave out ranking, normalize, heads and allow_inexact, or "
                 "choose --method bn_scale"

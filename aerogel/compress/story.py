@@ -67,7 +67,16 @@ def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
         texts["plan"] = run["plan"]["text"]
         texts["cut and recover"] = f"{rounds}, {kept} on the frontier"
         texts["ship"] = run["ship"]["verdict"]["text"]
+    for stage, text in texts.items():
+        texts[stage] = "; ".join([text, *_speeds(run, stage)])
     return [{"name": name, "seconds": round(run["seconds"][name], 1), "text": text} for name, text in texts.items()]
+
+
+def _speeds(run: Run, stage: str) -> list[str]:
+    """How fast the last training of a stage went, and which knob makes it faster."""
+    parts = {"cut and recover": ("gradual", "step "), "baseline": ("baseline",), "slim": ("slim",)}.get(stage)
+    held = run["speed"] if parts and "speed" in run else {}
+    return [speed["text"] for name, speed in held.items() if name.startswith(parts or ())][-1:]
 
 
 def scanned(run: Run) -> str:

@@ -136,6 +136,7 @@ def _restore(path: Path, state: State) -> None:
         _set_extras(module, held["extras"].get(name, {}))
     restore_optimizer(state, read_tensors(path / OPTIMIZER))
     restore_random(read_tensors(path / RANDOM))
+    state.set_numbers(held["numbers"])
     state.step = held["step"]
 
 
@@ -147,7 +148,8 @@ def _write(target: Path, state: State, best: float | None) -> None:
             write_tensors(optimizer_tensors(state), temp / OPTIMIZER)
             write_tensors(random_tensors(), temp / RANDOM)
             extras = {name: found for name, module in _modules(state).items() if (found := _extras(module))}
-            write_json(temp / STATE, {"step": state.step, "score": best, "run": _run(state), "extras": extras})
+            write_json(temp / STATE, {"step": state.step, "score": best, "run": _run(state), "extras": extras,
+                                       "numbers": state.numbers()})  # fmt: skip
             write_json(temp / MANIFEST, {file.name: sha256(file) for file in sorted(temp.iterdir())})
     except AerogelError as error:
         whole = next((path for path in reversed(_steps(target.parent)) if damage(path) is None), None)

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from aerogel.errors import AerogelError
+from aerogel.errors import AerogelError, Interrupted
 
 SECONDS = 60  # without an answer of the others before a step gives up
 _LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out|store", re.IGNORECASE)
@@ -47,6 +47,7 @@ class World:
 
 ALONE = World()
 _commands: Any = None  # the group in which rank 0 tells the others what to do, where it leads
+_training = False  # whether the others are busy with a training of rank 0's
 
 
 def started() -> World:
@@ -105,6 +106,11 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def restarts_allowed() -> bool:
+    """Whether torchrun may."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def crew() -> World:
     """Joins, and makes rank 0 the one that tells the others what to do."""
     global _commands
@@ -113,6 +119,23 @@ def crew() -> World:
         with lost_processes(world):
             _commands = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
     return world
+
+
+@contextlib.contextmanager
+def trained_by_all(payload: Any) -> Iterator[None]:
+    """Where rank 0 leads, the others train along with what happens inside. An error leaves them to themselves."""
+    global _training
+    if not leading():
+        yield
+        return
+    tell("train", payload)
+    _training = True
+    try:
+        yield
+    except Interrupted:
+        _training = False
+        raise
+    _training = False
 
 
 def tell(command: str, payload: Any = None) -> None:
@@ -128,12 +151,14 @@ def tell(command: str, payload: Any = None) -> None:
 
 
 def dismiss(code: int) -> None:
-    """Ends the others, with that exit code; where they are gone already nothing is left to do."""
+    """Ends the others, with that exit code. Those left in the middle of a step see the connection break."""
     global _commands
-    if leading():
+    if leading() and not _training:
         with contextlib.suppress(AerogelError, RuntimeError):
             tell("end", code)
     _commands = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def follow(train: Callable[[Any], None]) -> int:
@@ -176,15 +201,13 @@ class Losses(nn.Module):
         return self._objective[0](self.model, batch)
 
 
-def joined(losses: Losses, world: World, *, sync_norms: bool) -> nn.Module:
+def joined(losses: Losses, world: World) -> nn.Module:
     """The losses whose gradients are averaged over the ranks."""
     if world.ranks == 1:
         return losses
     where = [world.device.index] if world.device.type == "cuda" else None
     # what an objective leaves out of a step must not make the others wait
-    return nn.parallel.DistributedDataParallel(
-        losses, device_ids=where, find_unused_parameters=True, broadcast_buffers=not sync_norms
-    )
+    return nn.parallel.DistributedDataParallel(losses, device_ids=where, find_unused_parameters=True)
 
 
 def summed(values: list[float], world: World) -> list[float]:

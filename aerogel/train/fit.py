@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError, Interrupted
 from aerogel.graph import tensor_names
-from aerogel.train.distributed import World, current, leading, tell
+from aerogel.train.distributed import World, current, leading, trained_by_all
 from aerogel.train.interrupt import Signals
 from aerogel.train.steps import NotFinite, State, Step, lay_out, steps
 
@@ -42,10 +42,8 @@ def fit(
     Raises Interrupted once the state is saved, when `signals` caught one; NotFinite the second time.
     """
     last = state.total if until is None else until
-    if leading():
-        tell("train", (state, last, data.fingerprint()))
     world = current()
-    with _on_its_device(state, world):
+    with trained_by_all((state, last, data.fingerprint() if leading() else "")), _on_its_device(state, world):
         _drain(state, data, last, world, on_step, save, every_seconds, signals, on_trouble)
     if state.step >= state.total:
         lay_out(state.result, torch.contiguous_format)

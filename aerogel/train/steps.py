@@ -161,7 +161,7 @@ def steps(
                 trained = state.model
                 model: Any = torch.compile(trained) if recipe.compile else trained
                 with lost_processes(world):
-                    network = joined(Losses(model, state.objective), world, sync_norms=recipe.sync_norms)
+                    network = joined(Losses(model, state.objective), world)
             lr = state.lr_scale * learning_rate(recipe, state.step, state.total, per_epoch)
             part = batch_rows(len(data.train), recipe.batch_size, state.step % per_epoch)
             rows = part.stop - part.start
