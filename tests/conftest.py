@@ -1,12 +1,14 @@
-"""What all tests share: one thread, and the command line as a function."""
+"""What all tests share: one thread, no network, and the command line as a function."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -14,6 +16,8 @@ import pytest
 import torch
 
 from aerogel import cli
+
+NO_NETWORK = Path(__file__).with_name("no_network")
 
 
 class Outcome(NamedTuple):
@@ -33,6 +37,31 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was measured of this machine is not the tests' business, nor theirs the machine's."""
     with patch.dict(os.environ, XDG_CACHE_HOME=str(tmp_path_factory.mktemp("cache"))):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where attempts to connect are written, by this process and by those that it starts."""
+    log = tmp_path_factory.mktemp("network") / "connections"
+    log.touch()
+    paths = os.pathsep.join(filter(None, (str(NO_NETWORK), os.environ.get("PYTHONPATH"))))
+    with patch.dict(os.environ, AEROGEL_TEST_CONNECTIONS=str(log), PYTHONPATH=paths):
+        spec = importlib.util.spec_from_file_location("aerogel_no_network", NO_NETWORK / "sitecustomize.py")
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        yield log
+
+
+@pytest.fixture(autouse=True)
+def no_connections(connections: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that tries to connect fails, whatever the code makes of the refusal."""
+    marked = {"AEROGEL_TEST_LOOPBACK": "1"} if request.node.get_closest_marker("distributed") else {}
+    before = connections.stat().st_size
+    with patch.dict(os.environ, marked):
+        yield
+    tried = connections.read_text(encoding="utf-8")[before:]
+    assert not tried, f"it tried to connect (mark it `distributed` where that is to this machine alone): {tried}"
 
 
 @pytest.fixture(scope="session")
