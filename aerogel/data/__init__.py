@@ -39,11 +39,12 @@ TITLES = {
 }
 
 
-def load(spec: str, *, size: tuple[int, int, int] | None = None) -> Dataset:
+def load(spec: str, *, size: tuple[int, int, int] | None = None, lazy: bool = False) -> Dataset:
     """The set that `spec` names: a key of SETS, `folder:PATH`, `package.module:factory` or `file.py:factory`.
 
     A factory takes no argument and returns a Dataset. `size` (C, H, W): None keeps the set's own size (for a
-    folder 3,224,224), otherwise images are resized and their channels converted.
+    folder 3,224,224), otherwise images are resized and their channels converted. Image files that would not fit
+    the memory are decoded as they are used; with `lazy`, so are those that would.
     Raises AerogelError for an unknown spec, a bad size or a failing factory; DataError when the data are
     absent, corrupt, or too large for the memory.
     """
@@ -51,7 +52,7 @@ def load(spec: str, *, size: tuple[int, int, int] | None = None) -> Dataset:
         check_size(size)
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and rest:
-        return load_folder(rest, size)
+        return load_folder(rest, size, lazy=lazy)
     if spec in SETS:
         dataset = SETS[spec]()
     elif colon and kind != "folder":

@@ -10,13 +10,15 @@ Letters: N images of a split, n of a batch, C channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from aerogel.data.augment import find_augment
+from aerogel.data.augment import Augment, find_augment
 from aerogel.data.dataset import SPLITS, Dataset, Split, check_scale, check_tensor
+from aerogel.data.workers import by_workers
 from aerogel.errors import AerogelError, nearest
 
 
@@ -63,19 +65,21 @@ def batches(
     start: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """One pass over a split, from batch number `start` on: `batch_count` batches of at most `batch_size` images.
 
     Order and augmentation depend on (seed, epoch, batch number) alone: a pass begun at `start` yields exactly
     what the whole pass yields from there. `start` may equal the number of batches; nothing is left then. Rank r of
-    `ranks` gets the rows r::ranks of every batch, augmented as they are in the whole batch.
+    `ranks` gets the rows r::ranks of every batch, augmented as they are in the whole batch. `workers` processes read
+    and augment ahead; they change nothing but the speed, and serve where images are decoded as they are used.
 
     Raises AerogelError, at the call and not at the first batch, for an argument out of its range.
     """
     if split not in SPLITS:
         raise AerogelError(f"batches: unknown split {split!r}; {nearest(split, SPLITS)}")
-    limits = (("batch_size", batch_size, 1), ("seed", seed, 0), ("epoch", epoch, 0), ("ranks", ranks, 1))
-    for name, value, least in limits:
+    limits = (("seed", seed, 0), ("epoch", epoch, 0), ("ranks", ranks, 1), ("workers", workers, 0))
+    for name, value, least in (("batch_size", batch_size, 1), *limits):
         if value < least:
             raise AerogelError(f"batches: {name} must be >= {least}, got {value}; give a larger one")
     part: Split = getattr(dataset, split)
@@ -93,14 +97,35 @@ def batches(
 
     def produce() -> Iterator[Batch]:
         order = torch.randperm(len(part), generator=_generator(seed, epoch, 0)) if shuffle else torch.arange(len(part))
-        mine = slice(rank, None, ranks)
-        for number in range(start, count):
-            whole = order[batch_rows(len(part), batch_size, number)]
-            rows = whole[mine]
-            images = change(part.images[rows], _generator(seed, epoch, number + 1), len(whole), mine)
-            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[rows])
+        numbers = range(start, count)
+        share = _Share(part, order, batch_size, seed, epoch, change, slice(rank, None, ranks))
+        made = by_workers(share.images, numbers, workers) if workers and numbers else map(share.images, numbers)
+        for number, images in zip(numbers, made, strict=True):
+            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[share.rows(number)])
 
     return produce()
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """A process's share of each batch of a pass, before normalisation."""
+
+    part: Split
+    order: torch.Tensor  # int64 (N,)
+    batch_size: int
+    seed: int
+    epoch: int
+    change: Augment
+    mine: slice  # of each batch
+
+    def rows(self, number: int) -> torch.Tensor:
+        return self.order[batch_rows(len(self.part), self.batch_size, number)][self.mine]
+
+    def images(self, number: int) -> torch.Tensor:
+        """uint8 (n, C, H, W)."""
+        whole = batch_rows(len(self.part), self.batch_size, number)
+        generator = _generator(self.seed, self.epoch, number + 1)
+        return self.change(self.part.rows(self.rows(number)), generator, whole.stop - whole.start, self.mine)
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""A labelled image set in memory.
+"""A labelled image set: in memory, memory-mapped, or as files that are decoded when they are used.
 
 Pixels stay uint8 until a batch is made (batching.py). Letters: N images of a split, C channels, H x W pixels.
 """
@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from aerogel.data.augment import find_augment
+from aerogel.data.files import Lazy
 from aerogel.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -20,13 +22,18 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their class numbers. Raises DataError for other types or shapes than those named here."""
+    """Images and their class numbers. Raises DataError for other types or shapes than those named here.
 
-    images: torch.Tensor  # uint8 (N, C, H, W)
+    Of `images` only `len`, `shape` and indexing with positions, a mask or a slice serve for every split.
+    """
+
+    images: torch.Tensor | Lazy  # uint8 (N, C, H, W)
     labels: torch.Tensor  # int64 (N,)
+    known: str | None = None  # the fingerprint, where it need not be computed
 
     def __post_init__(self) -> None:
-        check_tensor("images", self.images, torch.uint8, "(N, C, H, W)", dims=4)
+        if not isinstance(self.images, Lazy):
+            check_tensor("images", self.images, torch.uint8, "(N, C, H, W)", dims=4)
         check_tensor("labels", self.labels, torch.int64, "(N,)", dims=1)
         if len(self.images) != len(self.labels):
             raise DataError(
@@ -39,7 +46,17 @@ class Split:
 
     def subset(self, index: torch.Tensor | slice) -> Split:
         """The images that `index` (int64 positions, a bool mask or a slice) picks, in its order."""
-        return Split(self.images[index], self.labels[index])
+        images = self.images.subset(index) if isinstance(self.images, Lazy) else self.images[index]
+        return Split(images, self.labels[index])
+
+    def rows(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """Pixels of the images that `index` picks, decoded now where they are not in memory: uint8 (n, C, H, W)."""
+        return self.images[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the shape, each image's sha256 and the labels; the same wherever the pixels are."""
+        return self.known or fingerprint_of(self.images.shape, image_digests(self.images), self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +106,24 @@ class Dataset:
         return len(self.classes)
 
     def fingerprint(self) -> str:
-        """sha256 over the bytes and shapes of all splits: equal for equal data, whatever its name or path."""
-        return self._fingerprint
+        """sha256 over the pixels, labels and shapes of all splits: equal for equal data, whatever its name or path."""
+        parts = (self.train, self.val, self.test)
+        return hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest()
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for part in (self.train, self.val, self.test):
-            digest.update(repr(tuple(part.images.shape)).encode())
-            digest.update(part.images.cpu().contiguous().numpy().data)
-            digest.update(part.labels.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+
+def image_digests(images: torch.Tensor | Lazy) -> np.ndarray:
+    """sha256 of each image's pixels. Shapes: uint8 (N, C, H, W) -> uint8 (N, 32)."""
+    if isinstance(images, Lazy):
+        return images.digests
+    hashed = b"".join(hashlib.sha256(image.cpu().contiguous().numpy().data).digest() for image in images)
+    return np.frombuffer(hashed, np.uint8).reshape(-1, 32)
+
+
+def fingerprint_of(shape: torch.Size, digests: np.ndarray, labels: torch.Tensor) -> str:
+    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    digest.update(np.ascontiguousarray(digests).data)
+    digest.update(labels.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def check_tensor(

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from aerogel.data.dataset import Dataset, Split
+from aerogel.data.files import Lazy
 from aerogel.errors import AerogelError, DataError
 
 SPLIT_SEED = 0
@@ -70,22 +71,31 @@ def carve(split: Split, count: int) -> tuple[Split, Split]:
     return split.subset(~mask), split.subset(mask)
 
 
-def statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of pixels / 255 per channel, from an exact histogram of the 256 values.
+def statistics(images: torch.Tensor | Lazy) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixels / 255 per channel, from exact integer sums, wherever the pixels are.
 
     A constant channel gets the deviation 1, so that normalising it stays finite. Shape: uint8 (N, C, H, W).
     """
-    levels = torch.arange(256, dtype=torch.float64) / 255
+    pixels = math.prod(images.shape) // images.shape[1]  # of a channel
     means, deviations = [], []
+    for total, squares in _sums(images):
+        means.append(total / (255 * pixels))
+        deviations.append(math.sqrt(squares * pixels - total**2) / (255 * pixels) or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def _sums(images: torch.Tensor | Lazy) -> list[tuple[int, int]]:
+    """Of each channel's pixels and of their squares; Python's integers, as their products exceed 64 bits."""
+    if isinstance(images, Lazy):
+        return [(int(total), int(squares)) for total, squares in images.sums.sum(0)]
+    levels = torch.arange(256)
+    found = []
     for channel in images.unbind(1):
         counts = torch.zeros(256, dtype=torch.int64)
         for chunk in channel.split(CHUNK):
             counts += torch.bincount(chunk.flatten(), minlength=256)
-        weights = counts.double() / counts.sum()
-        mean = float((weights * levels).sum())
-        means.append(mean)
-        deviations.append(math.sqrt(float((weights * (levels - mean) ** 2).sum())) or 1.0)
-    return tuple(means), tuple(deviations)
+        found.append((int(counts @ levels), int(counts @ levels.square())))
+    return found
 
 
 def check_size(size: tuple[int, int, int], caller: str = "load") -> None:
@@ -120,25 +130,39 @@ def resize_images(images: torch.Tensor, size: tuple[int, int, int]) -> torch.Ten
 
 
 def resized(dataset: Dataset, size: tuple[int, int, int]) -> Dataset:
-    """The same set with images of `size` and new statistics. Raises DataError when memory is short."""
+    """The same set in memory, with images of `size` and new statistics. Raises DataError when memory is short."""
     check_size(size)
     if dataset.input_shape == tuple(size):
         return dataset
     parts = (dataset.train, dataset.val, dataset.test)
     check_memory(sum(map(len, parts)), size)
-    train, val, test = (Split(resize_images(part.images, size), part.labels) for part in parts)
+    train, val, test = (Split(_resized(part, size), part.labels) for part in parts)
     mean, std = statistics(train.images)
     return dataclasses.replace(dataset, train=train, val=val, test=test, mean=mean, std=std)
 
 
-def check_memory(count: int, size: tuple[int, int, int]) -> None:
-    """Raises DataError when `count` uint8 images of `size` would take over half of the memory available.
+def _resized(part: Split, size: tuple[int, int, int]) -> torch.Tensor:
+    if isinstance(part.images, Lazy):
+        raise DataError(
+            f"load: images that are decoded as they are used have one size, {tuple(part.images.size)}, and cannot be "
+            "resized; give --input where their files are read"
+        )
+    return resize_images(part.images, size)
+
+
+def fits_memory(count: int, size: tuple[int, int, int]) -> bool:
+    """Whether `count` uint8 images of `size` take at most half of the memory available.
 
     Half, because a part is copied while it is carved, and training needs the rest.
     """
-    need, available = count * math.prod(size), available_memory()
-    if available is not None and need > available / 2:
-        shape = "x".join(map(str, size))
+    available = available_memory()
+    return available is None or count * math.prod(size) <= available / 2
+
+
+def check_memory(count: int, size: tuple[int, int, int]) -> None:
+    """Raises DataError unless `fits_memory`."""
+    if not fits_memory(count, size):
+        shape, need, available = "x".join(map(str, size)), count * math.prod(size), available_memory() or 0
         raise DataError(
             f"load: {count} images of {shape} need {need / 2**30:.2f} GiB, over half of the "
             f"{available / 2**30:.2f} GiB of memory available; give a smaller --input"

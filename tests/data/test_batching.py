@@ -149,6 +149,11 @@ def test_batches_are_the_callers_own() -> None:
         ({"start": 5}, r"start must be in \[0, 4\], got 5"),
         ({"start": -1}, r"start must be in \[0, 4\], got -1"),
         ({"augment": "shfit"}, "unknown name 'shfit'; did you mean shift"),
+        ({"workers": -1}, "workers must be >= 0, got -1"),
+        ({"ranks": 0}, "ranks must be >= 1, got 0"),
+        ({"rank": 2, "ranks": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"rank": -1}, r"rank must be in \[0, 1\), got -1"),
+        ({"ranks": 7}, "at most the 6 images of the smallest batch of train, got 7; give a larger --batch-size or st"),
     ],
 )
 def test_wrong_argument_is_refused_at_the_call(options: dict[str, object], message: str) -> None:

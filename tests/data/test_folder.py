@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aerogel.data import load, prepare
+from aerogel.data import load
 from aerogel.data.folder import read_image
 from aerogel.errors import DataError
 
@@ -185,7 +185,7 @@ def test_held_out_folder_must_fit_train(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test/fox is no class of .*train"):
         load(f"folder:{tmp_path}", size=SIZE)
     (tmp_path / "test" / "fox").rename(tmp_path / "test" / "dog")
-    with pytest.raises(DataError, match="test has no readable image in a class folder"):
+    with pytest.raises(DataError, match="test has no readable image of a class"):
         load(f"folder:{tmp_path}", size=SIZE)
     save(tmp_path / "test" / "dog" / "a.png")
     assert load(f"folder:{tmp_path}", size=SIZE).test.labels.tolist() == [1]
@@ -194,14 +194,6 @@ def test_held_out_folder_must_fit_train(tmp_path: Path) -> None:
 def test_too_few_images_to_hold_any_out(tmp_path: Path) -> None:
     fill(tmp_path, "train", 1)
     with pytest.raises(DataError, match="no class has two images"):
-        load(f"folder:{tmp_path}", size=SIZE)
-
-
-def test_memory_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "train", 3)
-    (tmp_path / "train" / "cat" / "a.png").touch()  # decoding would refuse this one
-    monkeypatch.setattr(prepare, "available_memory", lambda: 1000)
-    with pytest.raises(DataError, match=r"7 images of 3x8x8 need .* give a smaller --input"):
         load(f"folder:{tmp_path}", size=SIZE)
 
 
