@@ -237,7 +237,7 @@ def _synced_norm(norm: Any, x: Tensor) -> Tensor:
     """Batch norm over the rows of all ranks: (n, C, ...) -> the same. The numbers are summed in single precision."""
     if not norm.training:
         return type(norm).forward(norm, x)
-    wide = x.float()
+    wide = x if x.dtype == torch.float64 else x.float()
     dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
     own = wide.new_tensor([wide.numel() / wide.shape[1]])
     sums = all_reduce(torch.cat([wide.sum(dims), own]))
