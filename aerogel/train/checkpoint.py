@@ -3,11 +3,14 @@
 model, average, objective: parameters and buffers (.safetensors each). optimizer.safetensors: its memory.
 random.safetensors: the global generators of torch, its CUDA devices, numpy and python; the loop's own draws follow from
 (seed, step). state.json: the step, from which schedule and place in the data follow, the recipe, the score, and what
-modules keep by `get_extra_state`. MANIFEST.json: the sha256 of every other file. Nothing is ever pickled.
+modules keep by `get_extra_state`. MANIFEST.json: the sha256 of every other file, and of that list. Nothing is ever
+pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 from pathlib import Path
@@ -101,8 +104,9 @@ def load_checkpoint(folder: Path, state: State, *, best: bool = False) -> list[s
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, naming the file; None when every file is as it was written."""
     try:
-        manifest = read_json(path / MANIFEST)
-        if not isinstance(manifest, dict) or STATE not in manifest:
+        held = read_json(path / MANIFEST)
+        manifest = held.get("files") if isinstance(held, dict) else None
+        if not isinstance(manifest, dict) or STATE not in manifest or held.get("sha256") != _digest(manifest):
             return f"{path / MANIFEST} is corrupt"
         files = {file.name for file in path.iterdir()} - {MANIFEST}
         if odd := sorted(manifest.keys() ^ files):
@@ -150,7 +154,8 @@ def _write(target: Path, state: State, best: float | None) -> None:
             extras = {name: found for name, module in _modules(state).items() if (found := _extras(module))}
             write_json(temp / STATE, {"step": state.step, "score": best, "run": _run(state), "extras": extras,
                                        "numbers": state.numbers()})  # fmt: skip
-            write_json(temp / MANIFEST, {file.name: sha256(file) for file in sorted(temp.iterdir())})
+            files = {file.name: sha256(file) for file in sorted(temp.iterdir())}
+            write_json(temp / MANIFEST, {"files": files, "sha256": _digest(files)})
     except AerogelError as error:
         whole = next((path for path in reversed(_steps(target.parent)) if damage(path) is None), None)
         kept = f"the checkpoint before, {whole}, is intact" if whole else "there is no checkpoint before it"
@@ -178,6 +183,11 @@ def checkpoint_bytes(state: State) -> int:
     tensors = [tensor for module in _modules(state).values() for tensor in _tensors(module).values()]
     weights = [p for group in state.optimizer.param_groups for p in group["params"]]
     return sum(t.nbytes for t in tensors) + SLOTS[state.recipe.optimizer] * sum(p.nbytes for p in weights) + 2**16
+
+
+def _digest(files: dict[str, Any]) -> str:
+    """Of a manifest's own content: a bit that flips in it accuses no other file."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _run(state: State) -> dict[str, Any]:
