@@ -33,12 +33,17 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+data_app = typer.Typer(
+    help="Image sets: pack one for speed and memory, find its bad files.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data_app, name="data")
+
 MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, file.py:factory; hf:TYPE to count"
 Model = Annotated[str, typer.Argument(help=MODEL_FORMS)]
 RunModel = Annotated[str | None, typer.Argument(help=MODEL_FORMS, show_default=False)]
-Data = Annotated[
-    str | None, typer.Option(help="digits, mnist, fashion_mnist, cifar10, folder:PATH, or file.py:factory")
-]
+DATA_FORMS = "digits, mnist, fashion_mnist, cifar10, folder:PATH, packed:FOLDER, or file.py:factory"
+Data = Annotated[str | None, typer.Option(help=DATA_FORMS)]
+DataSpec = Annotated[str, typer.Argument(metavar="DATA", help=DATA_FORMS)]
 Target = Annotated[
     list[str] | None, typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")
 ]
@@ -219,6 +224,29 @@ def resume(run: Annotated[Path, typer.Argument(help="the folder a stopped run pr
 
     found = run_resume(run, console(json))
     finish(found, "", json, passed=found["verdict"]["pass"] is not False)
+
+
+@data_app.command()
+def pack(
+    data: DataSpec, out: Annotated[Path, typer.Option(help="folder to write; never overwritten")], input: Size = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Writes a set once as memory-mapped pixels, for --data packed:FOLDER, and measures how much faster that is."""
+    from aerogel.data.pack import pack_and_measure
+    from aerogel.export import parse_size
+
+    emit(pack_and_measure(data, out, parse_size(input), lambda text: console(json).say("pack", text)), "", json)
+
+
+@data_app.command()
+def check(data: DataSpec, input: Size = None, json: Json = False) -> None:
+    """Reads every file of a set once and lists those that cannot be used; exit code 2 when there are any."""
+    from aerogel.data.check import as_text
+    from aerogel.data.check import check as check_set
+    from aerogel.export import parse_size
+
+    found = check_set(data, parse_size(input))
+    finish(found, as_text(found), json, passed=not found["bad_files"])
 
 
 @app.command()

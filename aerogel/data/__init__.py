@@ -40,7 +40,7 @@ TITLES = {
 
 
 def load(spec: str, *, size: tuple[int, int, int] | None = None, lazy: bool = False) -> Dataset:
-    """The set that `spec` names: a key of SETS, `folder:PATH`, `package.module:factory` or `file.py:factory`.
+    """The set that `spec` names: a key of SETS, `folder:PATH`, `packed:FOLDER`, or a factory: `file.py:factory`.
 
     A factory takes no argument and returns a Dataset. `size` (C, H, W): None keeps the set's own size (for a
     folder 3,224,224), otherwise images are resized and their channels converted. Image files that would not fit
@@ -53,12 +53,16 @@ def load(spec: str, *, size: tuple[int, int, int] | None = None, lazy: bool = Fa
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and rest:
         return load_folder(rest, size, lazy=lazy)
-    if spec in SETS:
+    if kind == "packed" and rest:
+        from aerogel.data.pack import load_packed
+
+        dataset = load_packed(rest)
+    elif spec in SETS:
         dataset = SETS[spec]()
-    elif colon and kind != "folder":
+    elif colon and kind not in ("folder", "packed"):
         dataset = _from_factory(spec)
     else:
-        known = [*SETS, "folder:PATH", "file.py:factory", "package.module:factory"]
+        known = [*SETS, "folder:PATH", "packed:FOLDER", "file.py:factory", "package.module:factory"]
         raise AerogelError(f"load: unknown data set {spec!r}; {nearest(spec, known)}")
     return dataset if size is None else resized(dataset, size)
 

@@ -9,6 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from aerogel.data.augment import find_augment
 from aerogel.data.files import Lazy
 from aerogel.errors import DataError
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
