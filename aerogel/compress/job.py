@@ -162,7 +162,7 @@ def lead(settings: Settings, out: Path | None) -> None:
     Raises AerogelError where a restart by torchrun could not find the run again.
     """
     if out is None and restarts_allowed():
-        raise AerogelError(f"{settings.verb}: torchrun may restart this job; give it --out RUN, by which it goes on")
+        raise AerogelError("torchrun may restart this job; give it --out RUN, by which a restart finds what was done")
     if crew().rank > 0:
         job = open_job(settings, Console(io.StringIO()))
         sys.exit(follow(lambda payload: train_along(payload, job.data)))
