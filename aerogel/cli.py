@@ -41,7 +41,7 @@ app.add_typer(data_app, name="data")
 MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, file.py:factory; hf:TYPE to count"
 Model = Annotated[str, typer.Argument(help=MODEL_FORMS)]
 RunModel = Annotated[str | None, typer.Argument(help=MODEL_FORMS, show_default=False)]
-DATA_FORMS = "digits, mnist, fashion_mnist, cifar10, folder:PATH, packed:FOLDER, or file.py:factory"
+DATA_FORMS = "digits, mnist, fashion_mnist, cifar10, folder:PATH, packed:FOLDER, hf:NAME, wds:SHARDS, file.py:factory"
 Data = Annotated[str | None, typer.Option(help=DATA_FORMS)]
 DataSpec = Annotated[str, typer.Argument(metavar="DATA", help=DATA_FORMS)]
 Target = Annotated[

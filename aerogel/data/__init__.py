@@ -31,6 +31,12 @@ SETS: dict[str, Callable[[], Dataset]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
 }
+FORMS = {
+    "folder": "folder:PATH",
+    "packed": "packed:FOLDER",
+    "hf": "hf:NAME[@TRAIN,TEST]",
+    "wds": "wds:SHARDS[@TEST_SHARDS]",
+}
 TITLES = {
     "digits": "digits",
     "mnist": "MNIST",
@@ -40,7 +46,7 @@ TITLES = {
 
 
 def load(spec: str, *, size: tuple[int, int, int] | None = None, lazy: bool = False) -> Dataset:
-    """The set that `spec` names: a key of SETS, `folder:PATH`, `packed:FOLDER`, or a factory: `file.py:factory`.
+    """The set that `spec` names: a key of SETS, one of FORMS, or a factory: `file.py:factory`.
 
     A factory takes no argument and returns a Dataset. `size` (C, H, W): None keeps the set's own size (for a
     folder 3,224,224), otherwise images are resized and their channels converted. Image files that would not fit
@@ -53,16 +59,24 @@ def load(spec: str, *, size: tuple[int, int, int] | None = None, lazy: bool = Fa
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and rest:
         return load_folder(rest, size, lazy=lazy)
+    if kind == "hf" and rest:
+        from aerogel.data.hub import load_hub
+
+        return load_hub(rest, size, lazy=lazy)
+    if kind == "wds" and rest:
+        from aerogel.data.shards import load_shards
+
+        return load_shards(rest, size, lazy=lazy)
     if kind == "packed" and rest:
         from aerogel.data.pack import load_packed
 
         dataset = load_packed(rest)
     elif spec in SETS:
         dataset = SETS[spec]()
-    elif colon and kind not in ("folder", "packed"):
+    elif colon and kind not in FORMS:
         dataset = _from_factory(spec)
     else:
-        known = [*SETS, "folder:PATH", "packed:FOLDER", "file.py:factory", "package.module:factory"]
+        known = [*SETS, *FORMS.values(), "file.py:factory", "package.module:factory"]
         raise AerogelError(f"load: unknown data set {spec!r}; {nearest(spec, known)}")
     return dataset if size is None else resized(dataset, size)
 

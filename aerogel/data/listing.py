@@ -7,7 +7,7 @@ What cannot be read is skipped and listed in `Dataset.bad_files`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,36 @@ def from_listings(
     stray = sum((listing.stray for listing in listings), ())
     count = max(1, round(VAL_SHARE * len(rest)))
     return assemble(name, rest, held, classes, val=count, augment="crop_flip", bad_files=stray + unread)
+
+
+def number_labels(
+    given: Sequence[Sequence[Any]], places: Sequence[str], names: Sequence[str] | None = None
+) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Class numbers, and the classes: `names` that the labels number, or else the labels of the first split, sorted.
+
+    given: the labels of each split, integers or texts. Raises DataError for a label that is neither, or that is no
+    class.
+    """
+    if names is None:
+        kinds = {type(label) for label in given[0]}
+        if kinds not in ({int}, {str}):
+            found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
+            raise DataError(
+                f"load: the labels of {places[0]} must all be integers or all be texts, got {found}; mend them"
+            )
+        order = sorted(set(given[0]))
+        names = [str(label) for label in order]
+    else:
+        order = list(range(len(names)))
+    number = {label: place for place, label in enumerate(order)}
+    for labels, place in zip(given, places, strict=True):
+        strange = next((label for label in labels if isinstance(label, bool) or label not in number), None)
+        if strange is not None or None in labels:
+            raise DataError(
+                f"load: {place} has the label {strange!r}, which is no class of {places[0]}; choose another split or "
+                "mend its labels"
+            )
+    return [[number[label] for label in labels] for labels in given], tuple(map(str, names))
 
 
 def _read(listing: Listing, size: tuple[int, int, int], lazy: bool) -> tuple[Split, BadFiles]:

@@ -57,7 +57,7 @@ def by_workers(make: Callable[[int], torch.Tensor], numbers: range, workers: int
             images = next(made)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise DataError(
                 f"batches: a worker process ended ({str(error).splitlines()[0]}), as for lack of memory or of "
                 "/dev/shm; use fewer workers or a smaller --batch-size"
