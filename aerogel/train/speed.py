@@ -39,10 +39,8 @@ class Speed:
         """What to turn to train faster."""
         if self.share_waited >= WAITS:
             return "to go faster: `aerogel data pack` the images once, or read them with more workers"
-        more = (
-            "a larger batch, bf16 or more processes" if ranks > 1 else "bf16 (autocast), or more processes (torchrun)"
-        )
-        return f"to go faster: {more}; the data keep up"
+        more = "larger batches" if ranks > 1 else "more processes (torchrun)"
+        return f"to go faster: bf16 (autocast) or {more}; the data keep up"
 
     def to_json(self, ranks: int = 1) -> dict[str, Any]:
         rates = {"images_per_second": self.images_per_second, "share_waited": self.share_waited}
