@@ -70,7 +70,7 @@ def by_value(net: nn.Module, example: tuple[torch.Tensor], share: float) -> nn.M
 
 
 def by_macs(net: nn.Module, example: tuple[torch.Tensor], share: float) -> nn.Module:
-    return cut(net, example, target={"macs": share}).model
+    return cut(net, example, target={"macs": share}, ranking="global").model
 
 
 def uniformly(net: nn.Module, example: tuple[torch.Tensor], share: float) -> nn.Module:
