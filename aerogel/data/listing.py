@@ -124,7 +124,7 @@ def _check_readable(place: str, total: int, unread: BadFiles) -> None:
     if len(unread) > MAX_UNREADABLE * total:
         first = ", ".join(f"{path} ({reason})" for path, reason in unread[:3])
         raise TooManyBad(
-            f"load: {len(unread)} of {total} images of {place} cannot be read, more than {MAX_UNREADABLE:.0%}: "
+            f"load: {len(unread)} of {total} images under {place} cannot be read, more than {MAX_UNREADABLE:.0%}: "
             f"{first}; mend or remove them (aerogel data check lists them all)",
             unread,
         )
