@@ -98,7 +98,7 @@ LintDevice = Annotated[
 FailOn = Annotated[list[str] | None, typer.Option(metavar="RULE=SHARE%", help="exit code 2 above it: G1=5%")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="RULE:MODULES", help="left out: G2:features.*")]
 LintConfig = Annotated[Path | None, typer.Option("--config", help="TOML file with device, allow, fail_on")]
-Trust = Annotated[bool, typer.Option("--trust", help="import the factory that a saved folder names")]
+Trust = Annotated[bool, typer.Option("--trust", help="import the code that a saved folder or a run names")]
 
 
 @app.command()
@@ -218,11 +218,14 @@ def prune(
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], json: Json = False) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], trust: Trust = False,
+    json: Json = False,
+) -> None:  # fmt: skip
     """Finishes a run that was stopped."""
     from aerogel.compress import resume as run_resume
 
-    found = run_resume(run, console(json))
+    found = run_resume(run, console(json), trust)
     finish(found, "", json, passed=found["verdict"]["pass"] is not False)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from aerogel.errors import AerogelError
+
+LARGEST_TEXT = 2**28  # bytes of a JSON or TOML file that is read
 
 
 @contextmanager
@@ -101,14 +105,32 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises AerogelError naming the file when it is absent or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except OSError as error:
         raise AerogelError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
 
 
+def read_text(path: Path) -> str:
+    """A text that somebody may have tampered with. Raises OSError, also for a device, a pipe or what is far too large;
+    UnicodeDecodeError."""
+    refuse_device(path)
+    size = os.stat(path).st_size
+    if size > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, over {LARGEST_TEXT:,}")
+    return Path(path).read_text(encoding="utf-8")
+
+
+def refuse_device(path: Path) -> None:
+    """Raises OSError for what may never end, such as a link to /dev/zero or a named pipe."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
 def sha256(path: Path) -> str:
+    refuse_device(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

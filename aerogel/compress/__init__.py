@@ -62,10 +62,11 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
     return _finish(job, run, checked)
 
 
-def resume(path: Path, console: Console) -> dict[str, Any]:
+def resume(path: Path, console: Console, trust: bool = False) -> dict[str, Any]:
     """Finishes a stopped run; of a finished one it only returns the report.
 
-    Raises AerogelError when `path` is no run, or the data are not those it began with.
+    trust: import the code that it names, though it was not begun here. Raises AerogelError when `path` is no run, names
+    such code, or the data are not those it began with.
     """
     run = Run.open(path)
     if "report" in run:
@@ -75,6 +76,7 @@ def resume(path: Path, console: Console) -> dict[str, Any]:
         return report
     if "check" not in run:
         raise AerogelError(f"resume: {path} is a stopped `aerogel train`; the same command as before goes on")
+    run.check_code(trust)
     lead(run.settings, path)
     console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
     job = open_job(run.settings, console, goals_of(run.settings))

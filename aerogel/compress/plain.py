@@ -94,7 +94,7 @@ def export_and_check(
 def verify_folder(folder: Path, threads: int | None, trust: bool, console: Console) -> dict[str, Any]:
     """A run: its verdict again, measured here and now. A saved folder: model.onnx against model.safetensors."""
     if is_run(folder):
-        return _verify_run(Run.open(folder), threads, console)
+        return _verify_run(Run.open(folder), threads, trust, console)
     if not folder.is_dir():
         rule = "one file alone has nothing to be compared with" if folder.exists() else "there is no such folder"
         raise AerogelError(f"verify: {folder}: {rule}; give a run, a saved folder, or two of them or of .onnx files")
@@ -104,12 +104,13 @@ def verify_folder(folder: Path, threads: int | None, trust: bool, console: Conso
     return {"pass": parity.ok, "text": text, "parity": asdict(parity)}
 
 
-def _verify_run(run: Run, threads: int | None, console: Console) -> dict[str, Any]:
+def _verify_run(run: Run, threads: int | None, trust: bool, console: Console) -> dict[str, Any]:
     if not run.settings.target:
         raise AerogelError(f"verify: {run.path} is a sensitivity scan; there is no result in it to be checked")
     if "ship" not in run:
         again = f"aerogel resume {quote(str(run.path))}"
         raise AerogelError(f"verify: {run.path} has no result yet; finish it with `{again}`")
+    run.check_code(trust)
     settings = run.settings if threads is None else run.settings.model_copy(update={"threads": threads})
     job = open_job(settings, console, parse_goals(settings.target))
     run.check_data(job.data)

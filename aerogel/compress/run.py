@@ -6,6 +6,7 @@ that is not there is done again.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +27,12 @@ import torch
 
 import aerogel
 from aerogel.compress.settings import Settings, read_toml, to_toml, validated
+from aerogel.cost.device import cache_folder
 from aerogel.cost.latency import cpu_name as cpu_name
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError
 from aerogel.files import new_folder, read_json, write_json, write_text
+from aerogel.nets import NETS
 
 STATE = "state.json"
 ORIGINAL, RESULT = "candidates/000", "model"  # saved folders
@@ -52,6 +55,7 @@ class Run:
         state: what is known before the first stage. Raises AerogelError when the folder exists or cannot be made.
         """
         path = _unused(settings) if out is None else out
+        _note_begun(settings)
         with new_folder(path, "run") as temp:
             write_text(temp / "config.toml", to_toml(settings))
             write_json(temp / "environment.json", environment(settings))
@@ -69,6 +73,16 @@ class Run:
         if not isinstance(state, dict) or "data" not in state:
             raise AerogelError(f"{path / STATE} is not a run's; it is corrupt, so start a new run")
         return cls(path, settings, state)
+
+    def check_code(self, trust: bool) -> None:
+        """Raises AerogelError when the run names code to import, was not begun here, and is not trusted."""
+        code = [text for text in (self.settings.model, self.settings.data) if _is_code(text)]
+        code += ["trust = true"] if self.settings.trust else []
+        if code and not trust and not _mark(self.settings).exists():
+            raise AerogelError(
+                f"{self.path} asks for {code[0]!r}, which is code, and was not begun by you on this machine; read it, "
+                "then pass --trust to import it"
+            )
 
     @property
     def done(self) -> list[str]:
@@ -125,6 +139,27 @@ class Run:
     def _write(self, state: dict[str, Any]) -> None:
         write_json(self.path / STATE, state)
         self._state = state
+
+
+def _is_code(text: str) -> bool:
+    """Whether a MODEL or DATA, as a run keeps it, is a factory that would be imported."""
+    source, _, name = text.rpartition(":")
+    kinds = ("folder", "packed", "hf", "wds")
+    return bool(source) and "=" not in name and text.partition(":")[0] not in (*NETS, *kinds)
+
+
+def _mark(settings: Settings) -> Path:
+    """The empty file that says that this user has begun a run of these settings on this machine."""
+    name = hashlib.sha256(to_toml(settings).encode()).hexdigest()
+    return cache_folder() / "begun" / name
+
+
+def _note_begun(settings: Settings) -> None:
+    """Of runs that import code. Where it cannot be written, the run can be resumed with --trust."""
+    if settings.trust or _is_code(settings.model) or _is_code(settings.data):
+        with suppress(OSError):
+            _mark(settings).parent.mkdir(parents=True, exist_ok=True)
+            _mark(settings).touch()
 
 
 def _unused(settings: Settings) -> Path:

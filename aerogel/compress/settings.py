@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import split_source
+from aerogel.files import read_text
 from aerogel.prune import CRITERIA
 from aerogel.train import Recipe
 
@@ -192,10 +193,10 @@ def validated(values: Mapping[str, Any], source: str = "") -> Settings:
 def read_toml(path: Path) -> dict[str, Any]:
     """Raises AerogelError when the file is absent or not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise AerogelError(f"cannot read {path}: {error.strerror}; name an existing TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AerogelError(f"{path} is not TOML: {error}") from error
 
 

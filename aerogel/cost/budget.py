@@ -18,6 +18,7 @@ from aerogel.cost.count import Cost, Layer
 from aerogel.cost.device import Device
 from aerogel.cost.roofline import roofline, total_ms
 from aerogel.errors import AerogelError, nearest
+from aerogel.files import read_text
 from aerogel.imports import one_line
 
 COUNTS = {"K": 1e3, "M": 1e6, "G": 1e9}
@@ -172,8 +173,8 @@ def _limit(name: str, value: Any) -> Limit:
 
 def _from_file(path: Path) -> Sequence[tuple[str, Any]]:
     try:
-        return list(tomllib.loads(path.read_text(encoding="utf-8")).items())
+        return list(tomllib.loads(read_text(path)).items())
     except OSError as error:
         raise AerogelError(f"--budget: cannot read {path}: {error.strerror or error}; name a TOML file") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AerogelError(f'--budget: {path} is not TOML: {one_line(error)}; write macs = "320M"') from error

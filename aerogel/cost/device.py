@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aerogel.errors import AerogelError, nearest
-from aerogel.files import write_text
+from aerogel.files import read_text, write_text
 from aerogel.imports import one_line
 
 PROFILES = Path(__file__).parent / "devices"
@@ -98,14 +98,14 @@ def cache_folder() -> Path:
 def read(path: Path) -> Device:
     """Raises AerogelError naming the file and the entry at fault."""
     try:
-        held = tomllib.loads(path.read_text(encoding="utf-8"))
+        held = tomllib.loads(read_text(path))
         found = Device(**held)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
-        raise AerogelError(f"device: {path} cannot be read: {one_line(error)}; give a profile in TOML") from error
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "profile"
         raise AerogelError(f"device: {path}: {entry}: {first['msg']}; see the profiles in {PROFILES}") from error
+    except (OSError, ValueError, RecursionError, TypeError) as error:
+        raise AerogelError(f"device: {path} cannot be read: {one_line(error)}; give a profile in TOML") from error
     for family in found.gmacs:
         if family not in FALLBACK.keys() | NEEDED:
             known = nearest(family, FALLBACK.keys() | NEEDED)

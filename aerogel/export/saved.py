@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from aerogel import nets
 from aerogel.errors import AerogelError
-from aerogel.files import new_folder, read_json, sha256, write_json
+from aerogel.files import new_folder, read_json, refuse_device, sha256, write_json
 from aerogel.graph import tensor_names
 from aerogel.graph.resize import changed_numbers, resize, set_numbers
 from aerogel.imports import import_factory, one_line, user_error
@@ -165,6 +165,7 @@ def read_config(folder: str | Path) -> Config:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named tensors of a .safetensors file. Raises AerogelError when it is absent or corrupt."""
     try:
+        refuse_device(path)
         # Cloned, because what load_file gives is the mapped file itself: it would change when the file does.
         return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except (OSError, safetensors.SafetensorError) as error:
@@ -267,6 +268,7 @@ def _verified(path: Path, config: Config) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, nested: bool) -> dict[str, Tensor]:
     try:
+        refuse_device(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything for a file that is not its own
         reason = "no such file" if not os.path.exists(path) else "it is corrupt or holds more than plain tensors"

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aerogel.cost.count import Layer
 from aerogel.cost.guidelines.finding import RULES, Finding
 from aerogel.errors import AerogelError, nearest
+from aerogel.files import read_text
 from aerogel.graph import Graph
 from aerogel.imports import one_line
 
@@ -106,13 +107,13 @@ def settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     try:
-        return Settings(**tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise AerogelError(f"lint: {path} cannot be read: {one_line(error)}; give device, allow, fail_on") from error
+        return Settings(**tomllib.loads(read_text(path)))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"]))
         raise AerogelError(f"lint: {path}: {entry}: {first['msg']}; give device, allow, fail_on") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AerogelError(f"lint: {path} cannot be read: {one_line(error)}; give device, allow, fail_on") from error
 
 
 def exceeded(findings: Iterable[Finding], limits: Iterable[str]) -> list[str]:
