@@ -192,7 +192,8 @@ def _digest(files: dict[str, Any]) -> str:
 
 def _run(state: State) -> dict[str, Any]:
     """What must be the same for a run to continue exactly."""
-    return {**state.recipe.model_dump(mode="json"), "steps_per_epoch": state.steps_per_epoch}
+    recipe = state.recipe.model_dump(mode="json", exclude={"workers"})
+    return {**recipe, "steps_per_epoch": state.steps_per_epoch}
 
 
 def _modules(state: State) -> dict[str, nn.Module]:

@@ -146,12 +146,19 @@ def _on_its_device(state: State, world: World) -> Iterator[None]:
 
 def _move(state: State, device: torch.device) -> None:
     """In place: the optimizer goes on holding the same parameters."""
-    teacher = getattr(state.objective, "teacher", None)
-    for module in (state.model, state.average, state.objective, teacher):
-        if isinstance(module, nn.Module):
-            module.to(device)
+    for module in _networks(state):
+        module.to(device)
     for slots in state.optimizer.state.values():
         slots |= {name: v.to(device) if isinstance(v, Tensor) and v.ndim else v for name, v in slots.items()}
+
+
+def _networks(holder: Any) -> Iterator[nn.Module]:
+    """The networks that a state or an objective holds, a teacher inside another objective too."""
+    if isinstance(holder, nn.Module):
+        yield holder
+    for value in vars(holder).values():
+        if isinstance(value, nn.Module) or type(value).__module__.startswith("aerogel."):
+            yield from _networks(value)
 
 
 def _other_data(world: World) -> AerogelError:

@@ -16,7 +16,9 @@ class Recipe(BaseModel):
     one-dimensional weights (biases, norms). clip: largest gradient norm (networks without batch norm need it).
     ema: decay of the averaged weights that are returned. autocast: the number type of the forward pass. accumulate:
     parts of a batch, made one after the other. compile: the network through torch.compile. sync_norms: with several
-    processes, batch norms take the statistics of the whole batch, as one process would.
+    processes, batch norms take the statistics of the whole batch, as one process would. workers: processes that decode
+    images ahead of training; None: as many as cores for each trainer, and none where the images are in memory. What is
+    trained does not depend on them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -36,6 +38,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(1, ge=1)
     compile: bool = False
     sync_norms: bool = True
+    workers: int | None = Field(None, ge=0)
     augment: str | None = None  # None: the data set's own
     seed: int = Field(0, ge=0)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from aerogel.data import Batch, Dataset, batch_count, batches
 from aerogel.data.batching import batch_rows
+from aerogel.data.files import Lazy
 from aerogel.errors import AerogelError
 from aerogel.graph import evaluating
 from aerogel.train.distributed import ALONE, Losses, World, current, joined, lost_processes, norms_synced, summed
@@ -153,7 +155,7 @@ def steps(
         epoch, position = divmod(state.step, per_epoch)
         epoch_batches = batches(
             data, "train", recipe.batch_size, seed=recipe.seed, epoch=epoch, shuffle=True,
-            augment=augment, start=position, rank=world.rank, ranks=world.ranks,
+            augment=augment, start=position, rank=world.rank, ranks=world.ranks, workers=_workers(recipe, data, world),
         )  # fmt: skip
         for batch in epoch_batches:
             waited = time.perf_counter() - before
@@ -174,6 +176,12 @@ def steps(
             if state.step >= state.total:
                 break
     state.model.eval()
+
+
+def _workers(recipe: Recipe, data: Dataset, world: World) -> int:
+    if recipe.workers is not None:
+        return recipe.workers
+    return max(1, (os.cpu_count() or 1) // world.ranks) if isinstance(data.train.images, Lazy) else 0
 
 
 def _placed(batch: Batch, state: State, world: World) -> Batch:

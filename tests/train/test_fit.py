@@ -203,6 +203,30 @@ def test_speed_is_told_with_the_knob_to_turn() -> None:
     assert told == pytest.approx({"images": 100, "seconds": 1.0, "waited": 0.41, **rates})
 
 
+def test_what_an_objective_holds_is_found_wherever_it_is() -> None:
+    from aerogel.distill import SoftTargets
+    from aerogel.prune.slimming import Slimming
+    from aerogel.train.fit import _networks
+
+    teacher, net = small_net(), small_net()
+    objective = Slimming(SoftTargets(teacher), 0.1)
+    state = start(net, objective, toy(), recipe(ema=0.9))
+    found = list(_networks(state))
+    assert all(any(one is other for other in found) for one in (teacher, net, objective, state.average))
+
+
+def test_workers_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
+    data = toy("shift")
+    one = start(small_net(), HardLabels(), data, recipe())
+    run(one, data, 3)
+    save_checkpoint(tmp_path / "c", one)
+    other = start(small_net(), HardLabels(), data, recipe(workers=1))
+    load_checkpoint(tmp_path / "c", other)
+    run(one, data)
+    run(other, data)
+    assert_same(weights(one.model), weights(other.model))
+
+
 def test_a_state_can_be_sent_whole() -> None:
     """As rank 0 does: the optimizer goes on holding the very parameters of the network."""
     import pickle
