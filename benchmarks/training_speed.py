@@ -177,9 +177,7 @@ def scaled(job: str, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def table(held: dict[str, Any]) -> str:
-    loops = (
-        "| network, data | ours | ours, bf16 | plain, 0 workers | plain, 2 workers | ours over the faster plain "
-    )
+    loops = "| network, data | ours | ours, bf16 | plain, 0 workers | plain, 2 workers | ours over the faster plain "
     lines = [f"{loops}| ours, bf16 |", "|---|---|---|---|---|---|---|"]
     for job, row in held["loops"].items():
         rates = [f"{np.median(values):,.0f}" for values in row["images_per_second"].values()]
