@@ -12,6 +12,7 @@ datasets 4 a set is data alone.
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from aerogel.data.prepare import check_size
 from aerogel.errors import DataError, nearest
 from aerogel.imports import one_line
 
+TABLES = (".parquet", ".arrow")
 HELD_OUT = ("test", "validation", "valid", "val")
 
 
@@ -91,11 +93,15 @@ def _open(name: str) -> dict[str, Any]:
         raise DataError('load: hf: needs the datasets library; pip install "aerogel[hf]"') from error
     datasets.disable_progress_bars()
     path = Path(name).expanduser()
+    if path.is_file() and path.suffix not in TABLES:  # the library would look for a set called as the suffix is
+        raise DataError(f"load: hf:{name} is no table; give a .parquet or .arrow file, or a folder of them")
+    if not path.exists() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise DataError(f"load: hf:{name} is neither there nor the name of a set on the hub, as owner/name; check it")
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             found = datasets.load_from_disk(str(path))
         elif path.is_file():
-            found = datasets.load_dataset(path.suffix.lstrip(".") or "parquet", data_files=str(path))
+            found = datasets.load_dataset(path.suffix.lstrip("."), data_files=str(path))
         else:
             found = datasets.load_dataset(str(path) if path.exists() else name)
     except Exception as error:  # the library's, Arrow's and the network's own

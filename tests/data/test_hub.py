@@ -137,7 +137,7 @@ def test_images_of_other_libraries_tables_are_read(tmp_path: Path) -> None:
         ("dict@tets", "has no split 'tets'; did you mean test"),
         ("dict@train,train", "takes two different splits at most, got 'train,train'"),
         ("dict@train,test,validation", "takes two different splits at most"),
-        ("nothing", r"nothing cannot be had \(.*\); it must be a folder of save_to_disk"),
+        ("nothing", r"nothing is neither there nor the name of a set on the hub"),
     ],
 )
 def test_a_wrong_name_is_refused(rest: str, message: str, saved: Path) -> None:

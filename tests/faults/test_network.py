@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -76,3 +77,13 @@ def test_no_network_code_is_in_the_package() -> None:
         if line.strip().startswith((f"import {client}", f"from {client}"))
     ]
     assert lines == []
+
+
+def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:
+    """Its own telemetry writes a device's number and what was run into the user's cache, unless it is told not to."""
+    script = "import aerogel\nfrom aerogel.export import verify\nassert verify.onnxruntime.get_available_providers()\n"
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path for path in tmp_path.rglob("*") if "onnx" in path.name.lower() or path.name == "deviceid"] == []
