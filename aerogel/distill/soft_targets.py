@@ -9,37 +9,26 @@ that the CIFAR literature shares. Differs: nothing.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aerogel.data import Batch
-from aerogel.errors import AerogelError
+from aerogel.distill.checks import check_logits, check_temperature
 from aerogel.graph import evaluating
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL of the softened distributions, batch mean: (n, C), (n, C) -> (). 0 when both agree.
 
-    Raises AerogelError when the temperature is not positive and finite, or the shapes are not one (n, C).
+    Raises AerogelError when the temperature is not positive and finite, the shapes are not one (n, C), or the teacher's
+    logits are not finite.
     """
     check_temperature("soft_target_loss", temperature)
-    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
-        raise AerogelError(
-            f"soft_target_loss: student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} "
-            "must give logits of one shape (n, classes); do they have the same classes?"
-        )
+    check_logits("soft_target_loss", student_logits, teacher_logits)
     log_q = F.log_softmax(student_logits / temperature, dim=1)
     log_p = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
-
-
-def check_temperature(caller: str, temperature: float) -> None:
-    """Raises AerogelError unless 0 < temperature < infinity."""
-    if not 0 < temperature < math.inf:
-        raise AerogelError(f"{caller}: temperature must be > 0 and finite, got {temperature}; 1 to 20 are usual")
 
 
 class SoftTargets:
