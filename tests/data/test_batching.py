@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_every_image_comes_once_with_its_label_at_any_number_of_ranks_from_any_p
     assert torch.allclose(pixels, (labels % 256).float(), atol=1e-3)
     if not shuffle and ranks == resumed_ranks == 1:
         assert torch.equal(labels, torch.arange(n))
+
+
+@pytest.mark.parametrize("points", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_resumed_at_random_points_with_other_workers_and_ranks_misses_nothing(points: int) -> None:
+    rng = np.random.default_rng(0)
+    data = numbered(97)
+    for _ in range(points):
+        batch_size = int(rng.integers(4, 40))
+        options = {"seed": int(rng.integers(99)), "epoch": int(rng.integers(9)), "shuffle": True, "augment": "shift"}
+        stop = int(rng.integers(batch_count(97, batch_size) + 1))
+        labels = []
+        for start, until in ((0, stop), (stop, None)):
+            ranks, workers = int(rng.choice([1, 2])), int(rng.choice([0, 2]))
+            for rank in range(ranks):
+                share = {"rank": rank, "ranks": ranks, "workers": workers, "start": start}
+                going = batches(data, "train", batch_size, **options, **share)
+                labels += [batch.labels for batch in itertools.islice(going, until)]
+        assert torch.equal(torch.cat(labels).sort().values, torch.arange(97))
 
 
 @settings(deadline=None)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from toys import TOY
 
 from aerogel.data import Dataset, batches, files, load, pack
 from aerogel.data.pack import load_packed, race, write_packed
 from aerogel.errors import AerogelError, DataError
+from aerogel.train import HardLabels, Recipe, fit, start
 
 SIZE = (3, 8, 8)
 
@@ -56,6 +58,19 @@ def test_it_is_the_set_it_was_packed_from(folder: Path, packed: Path) -> None:
     assert len(ours.bad_files) == 1
     for a, b in zip(everything(ours), everything(theirs), strict=True):
         assert torch.equal(a, b)
+
+
+def test_it_trains_to_the_same_weights_as_its_files_in_memory_or_not(folder: Path, packed: Path) -> None:
+    def trained(data: Dataset) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+        fit(start(net, HardLabels(), data, Recipe(epochs=2, batch_size=9, lr=0.01)), data)
+        return torch.cat([weight.detach().flatten() for weight in net.parameters()])
+
+    spec = f"folder:{folder}"
+    sets = [load(spec, size=SIZE), load(spec, size=SIZE, lazy=True), load(f"packed:{packed}")]
+    first, *others = [trained(data) for data in sets]
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_its_fingerprint_is_the_sets_and_is_not_computed(folder: Path, packed: Path) -> None:
