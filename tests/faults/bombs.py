@@ -54,7 +54,7 @@ CHANNELS = {
     "runpy": named("runpy", "run_path", f"{LOADED}.py"),
     "import": named("importlib", "import_module", LOADED),
     "pydoc": named("pydoc", "pipepager", "x", f"touch {CANARY}"),
-    "timeit": named("timeit", "timeit", WRITE),
+    "timeit": named("timeit", "timeit", "pass", WRITE),
     "collect_env": named("torch.utils.collect_env", "run", f"touch {CANARY}"),
     "torch_hub": named("torch.hub", "load", "owner/repository", "model"),
     "dotted": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0etouch " + CANARY.encode() + b"\x85R.",

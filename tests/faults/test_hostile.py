@@ -68,6 +68,7 @@ OWN: dict[str, tuple[str, ...]] = {  # where each kind would do its harm
     "run": ("resume", "verify", "report", "cost MODEL"),
     "data": ("train --data folder:", "data check wds:", "data pack"),
 }
+MANY = ("pickle", "header")  # of these, one of their places in turn
 HARM = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn",
         "pickle.find_class", "shutil.unpack_archive", "ctypes.dlopen", "webbrowser.open", "socket.connect",
         "shutil.rmtree", "shutil.copyfile")  # fmt: skip
@@ -199,7 +200,9 @@ def test_what_is_hostile_is_refused_where_it_would_do_harm(
     problems = []
     for number, path in enumerate(hostile[kind]):
         more = list(SLOTS)[number % len(SLOTS)]
-        for slot in dict.fromkeys((*OWN[kind_of(path)], more)):
+        own = OWN[kind_of(path)]
+        own = own if kind_of(path) not in MANY else own[number % len(own) :][:1]
+        for slot in dict.fromkeys((*own, more)):
             problems.append(problem(slot, path, work, watch, aerogel))
     found = [line for line in problems if line]
     assert not found, "\n".join(found)
