@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aerogel.console import printable
 from aerogel.data import load
 from aerogel.data.listing import TooManyBad
 
@@ -22,10 +23,10 @@ def check(spec: str, size: tuple[int, int, int] | None = None) -> dict[str, Any]
 
 
 def as_text(found: dict[str, Any]) -> str:
-    lines = [f"{path}: {reason}" for path, reason in found["bad_files"]]
+    lines = [printable(f"{path}: {reason}") for path, reason in found["bad_files"]]  # names are not the user's own
     if found["usable"]:
         counts = ", ".join(f"{count:,} {name}" for name, count in found["images"].items())
         lines.append(f"{found['data']}: {counts}; {len(lines) or 'no'} bad file{'' if len(lines) == 1 else 's'}")
     else:
-        lines.append(found["reason"])
+        lines.append(printable(found["reason"]))
     return "\n".join(lines)

@@ -231,3 +231,12 @@ def test_the_command_checks(folder: Path, tmp_path: Path, packed: Path, aerogel:
     assert not json.loads(found.out)["usable"]
     assert "more than 5%" in aerogel("data", "check", f"folder:{tmp_path}/worse", "--input", "3,8,8").out
     assert aerogel("data", "check", f"packed:{tmp_path}/worse").code == 1
+
+
+def test_a_bad_files_name_cannot_control_the_terminal(folder: Path, tmp_path: Path, aerogel: Callable) -> None:
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set" / "train" / "cat" / "\x1b[2Jred\nline.png").touch()
+    outcome = aerogel("data", "check", f"folder:{tmp_path}/set", "--input", "3,8,8")
+    assert outcome.code == 2
+    assert "\x1b" not in outcome.out
+    assert outcome.out.count("\n") == 3  # two bad files and the sum
