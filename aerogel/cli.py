@@ -387,8 +387,8 @@ def run_command(words: list[str]) -> int:
 def fail(message: str) -> int:
     from aerogel.console import printable
 
-    rank = int(os.environ.get("RANK", "0"))  # torchrun's
-    where = f"error (rank {rank})" if rank else "error"
+    rank = os.environ.get("RANK", "0")  # torchrun's
+    where = f"error (rank {rank})" if rank.strip("0").isdecimal() else "error"
     print(f"{where}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return ERROR
 

@@ -106,6 +106,19 @@ def test_torchruns_sigterm_saves_and_a_second_start_goes_on(tmp_path: Path) -> N
     assert list((tmp_path / "net.part/checkpoints/train").glob("step_*"))
 
 
+def test_a_restart_of_what_is_finished_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ["train", "lenet_300_100", "--data", "digits", "--epochs", "1", "--json", "--out", str(tmp_path / "net")]
+    assert run_command(job) == 0
+    found = capsys.readouterr().out
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_command(job) == 0
+    again = capsys.readouterr()
+    assert again.out == found
+    assert "is finished; nothing is left to do" in again.err
+
+
 def test_a_job_that_may_be_restarted_needs_a_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

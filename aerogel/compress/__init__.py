@@ -43,7 +43,7 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
     goals = goals_of(settings)
     lead(settings, out)
     if out is not None and restarted() and is_run(out):
-        return resume(out, console)
+        return resume(out, console, settings.trust)
     if out is not None:
         refuse_existing(out, settings.verb)
     console.say(settings.verb, f"{settings.title}  ->  {settings.goal}")

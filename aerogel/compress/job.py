@@ -165,6 +165,7 @@ def lead(settings: Settings, out: Path | None) -> None:
         raise AerogelError("torchrun may restart this job; give it --out RUN, by which a restart finds what was done")
     if crew().rank > 0:
         job = open_job(settings, Console(io.StringIO()))
+        job.data.fingerprint()  # asked for at every training, and kept
         sys.exit(follow(lambda payload: train_along(payload, job.data)))
 
 

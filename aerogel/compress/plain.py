@@ -18,12 +18,14 @@ from aerogel.compress.ship import judge, parity_text
 from aerogel.console import Console
 from aerogel.cost.latency import compare
 from aerogel.errors import AerogelError, Interrupted
-from aerogel.export import input_of, open_model
+from aerogel.export import input_of, open_model, read_config
 from aerogel.export.onnx import export_onnx
+from aerogel.export.saved import CONFIG
 from aerogel.export.verify import check_parity
 from aerogel.files import refuse_existing, replacing
 from aerogel.stats import accuracy_interval
 from aerogel.train import HardLabels, predict
+from aerogel.train.distributed import restarted
 
 RANDOM_SAMPLES = 64
 
@@ -33,6 +35,10 @@ def train_and_save(settings: Settings, out: Path | None, console: Console) -> di
     if out is None:
         raise AerogelError("train: --out is missing; name the folder to write the trained network to")
     lead(settings, out)
+    if restarted() and (out / CONFIG).is_file():  # torchrun's; another process has died after all was done
+        console.say("train", f"{out} is finished; nothing is left to do")
+        accuracy = read_config(out).metrics["accuracy"]
+        return {"model": settings.model, "data": settings.data, "accuracy": accuracy, "saved": str(out)}
     refuse_existing(out, "train")
     job = open_job(settings, console)
     run = _begun(job, out.with_name(f"{out.name}.part"))

@@ -23,6 +23,7 @@ from aerogel.export.saved import read_tensors, write_tensors
 from aerogel.files import check_free, new_folder, read_json, sha256, write_json
 from aerogel.graph import tensor_names
 from aerogel.train.random_state import random_tensors, restore_random
+from aerogel.train.recipe import Recipe
 from aerogel.train.steps import State, optimizer_tensors, restore_optimizer
 
 MANIFEST, STATE, OPTIMIZER, RANDOM = "MANIFEST.json", "state.json", "optimizer.safetensors", "random.safetensors"
@@ -121,9 +122,8 @@ def damage(path: Path) -> str | None:
 
 def _restore(path: Path, state: State) -> None:
     held, own = read_json(path / STATE), _run(state)
-    changed = [
-        f"{key} {held['run'].get(key)}, now {value}" for key, value in own.items() if held["run"].get(key) != value
-    ]
+    theirs = {**Recipe().model_dump(mode="json"), **held["run"]}  # an older one lacks what has come since
+    changed = [f"{key} {theirs.get(key)}, now {value}" for key, value in own.items() if theirs.get(key) != value]
     if changed:
         raise AerogelError(f"resume: {path} is of another recipe or data set ({'; '.join(changed)}); start a new run")
     modules = {name: _tensors(module) for name, module in _modules(state).items()}
@@ -136,11 +136,10 @@ def _restore(path: Path, state: State) -> None:
     for name, tensors in modules.items():
         for key, tensor in tensors.items():
             tensor.copy_(saved[name][key])  # in place: the optimizer goes on holding the same parameters
-    for name, module in _modules(state).items():
-        _set_extras(module, held["extras"].get(name, {}))
+    set_extras(state, held.get("extras", {}))
     restore_optimizer(state, read_tensors(path / OPTIMIZER))
     restore_random(read_tensors(path / RANDOM))
-    state.set_numbers(held["numbers"])
+    state.set_numbers(held.get("numbers", {}))
     state.step = held["step"]
 
 
@@ -151,8 +150,7 @@ def _write(target: Path, state: State, best: float | None) -> None:
                 write_tensors(_tensors(module), temp / name)
             write_tensors(optimizer_tensors(state), temp / OPTIMIZER)
             write_tensors(random_tensors(), temp / RANDOM)
-            extras = {name: found for name, module in _modules(state).items() if (found := _extras(module))}
-            write_json(temp / STATE, {"step": state.step, "score": best, "run": _run(state), "extras": extras,
+            write_json(temp / STATE, {"step": state.step, "score": best, "run": _run(state), "extras": extras_of(state),
                                        "numbers": state.numbers()})  # fmt: skip
             files = {file.name: sha256(file) for file in sorted(temp.iterdir())}
             write_json(temp / MANIFEST, {"files": files, "sha256": _digest(files)})
@@ -208,15 +206,20 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {names[id(t)]: t.detach() for t in [*module.parameters(), *module.buffers()]}
 
 
-def _extras(module: nn.Module) -> dict[str, Any]:
-    """What modules keep beside tensors, by PyTorch's own hook; JSON must be able to hold it."""
-    own = {name: part for name, part in module.named_modules() if _has_extra(part)}
-    return {name: part.get_extra_state() for name, part in own.items()}
+def extras_of(state: State) -> dict[str, Any]:
+    """{file: {module: what it keeps beside tensors}}, by PyTorch's own hook; JSON must be able to hold it."""
+    found = {
+        file: {name: part.get_extra_state() for name, part in module.named_modules() if _has_extra(part)}
+        for file, module in _modules(state).items()
+    }
+    return {file: held for file, held in found.items() if held}
 
 
-def _set_extras(module: nn.Module, extras: dict[str, Any]) -> None:
-    for name, extra in extras.items():
-        module.get_submodule(name).set_extra_state(extra)
+def set_extras(state: State, extras: dict[str, Any]) -> None:
+    """Puts back what `extras_of` gave."""
+    for file, module in _modules(state).items():
+        for name, extra in extras.get(file, {}).items():
+            module.get_submodule(name).set_extra_state(extra)
 
 
 def _has_extra(module: nn.Module) -> bool:

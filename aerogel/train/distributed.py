@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import pickle
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -26,12 +27,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from aerogel.errors import AerogelError, Interrupted
+from aerogel.imports import one_line
 
 SECONDS = 60  # without an answer of the others before a step gives up
-_LOST = re.compile(r"gloo|nccl|connection|peer|timed? ?out|store", re.IGNORECASE)
+_LOST = re.compile(r"gloo|nccl|closed by peer|reset by peer|timed out waiting|TCPStore", re.IGNORECASE)
 CPU = torch.device("cpu")
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -46,15 +47,17 @@ class World:
 
 
 ALONE = World()
-_commands: Any = None  # the group in which rank 0 tells the others what to do, where it leads
+_patient: Any = None  # the group in which processes wait for another's work, however long it takes
+_leads = False  # whether rank 0 tells the others what to do
 _training = False  # whether the others are busy with a training of rank 0's
 
 
 def started() -> World:
     """What torchrun's environment says of this process; ALONE without it. Nothing is joined."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks == 1:
+    words = [os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK")]
+    if not all(word.isdecimal() for word in words) or int(words[0]) == 1:
         return ALONE
+    ranks = int(words[0])
     device = CPU
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -66,12 +69,21 @@ def join() -> World:
 
     Raises AerogelError when the others cannot be reached.
     """
+    global _patient
     world = started()
     if world.ranks > 1 and not dist.is_initialized():
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         with lost_processes(world):
             dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SECONDS))
+            _patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
     return world
+
+
+def wait_for_all(world: World) -> None:
+    """Returns once every process is here: while rank 0 writes, the others' patience must not end."""
+    if world.ranks > 1:
+        with lost_processes(world):
+            dist.barrier(group=_patient)
 
 
 def current() -> World:
@@ -98,7 +110,7 @@ def lost_processes(world: World) -> Iterator[None]:
 
 
 def leading() -> bool:
-    return _commands is not None and current().rank == 0
+    return _leads and current().rank == 0
 
 
 def restarted() -> bool:
@@ -113,11 +125,9 @@ def restarts_allowed() -> bool:
 
 def crew() -> World:
     """Joins, and makes rank 0 the one that tells the others what to do."""
-    global _commands
+    global _leads
     world = join()
-    if world.ranks > 1 and _commands is None:
-        with lost_processes(world):
-            _commands = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
+    _leads = world.ranks > 1
     return world
 
 
@@ -141,22 +151,23 @@ def trained_by_all(payload: Any) -> Iterator[None]:
 def tell(command: str, payload: Any = None) -> None:
     """Rank 0 to all others. Raises AerogelError where the payload cannot be sent."""
     try:
-        with lost_processes(current()):
-            dist.broadcast_object_list([(command, payload)], group=_commands)
-    except (AttributeError, TypeError) as error:
+        sent = pickle.dumps((command, payload))
+    except Exception as error:  # whatever a user's own classes raise
         raise AerogelError(
-            f"train: the network or its objective cannot be sent to the other processes ({error}); define their "
-            "classes and functions at the top of a module, not inside a function"
+            f"train: the network or its objective cannot be sent to the other processes ({one_line(error)}); define "
+            "classes and functions by name at the top of a module, and take parametrizations away first"
         ) from error
+    with lost_processes(current()):
+        dist.broadcast_object_list([sent], group=_patient)
 
 
 def dismiss(code: int) -> None:
     """Ends the others, with that exit code. Those left in the middle of a step see the connection break."""
-    global _commands
+    global _leads
     if leading() and not _training:
         with contextlib.suppress(AerogelError, RuntimeError):
             tell("end", code)
-    _commands = None
+    _leads = False
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -171,8 +182,8 @@ def follow(train: Callable[[Any], None]) -> int:
         while True:
             told: list[Any] = [None]
             with lost_processes(current()):
-                dist.broadcast_object_list(told, group=_commands)
-            command, payload = told[0]
+                dist.broadcast_object_list(told, group=_patient)
+            command, payload = pickle.loads(told[0])  # from rank 0 of this very job
             if command == "end":
                 return int(payload)
             train(payload)
@@ -222,8 +233,18 @@ def summed(values: list[float], world: World) -> list[float]:
 @contextlib.contextmanager
 def norms_synced(model: nn.Module, world: World) -> Iterator[None]:
     """Batch norms in training take the statistics of the whole global batch inside. (torch's SyncBatchNorm is for GPUs
-    alone.)"""
+    alone; it is left as it is.)
+
+    Raises AerogelError for a batch norm whose class computes something else.
+    """
     norms = [m for m in model.modules() if isinstance(m, _NORMS)] if world.ranks > 1 else []
+    norms = [norm for norm in norms if not isinstance(norm, nn.SyncBatchNorm)]
+    for norm in norms:
+        if type(norm).forward is not _NORMS.forward:
+            raise AerogelError(
+                f"train: {type(norm).__name__} has a forward of its own, its statistics cannot be taken over all "
+                "processes; set sync_norms = false under [train]"
+            )
     for norm in norms:
         norm.__dict__["forward"] = partial(_synced_norm, norm)
     try:
@@ -233,6 +254,22 @@ def norms_synced(model: nn.Module, world: World) -> Iterator[None]:
             del norm.__dict__["forward"]
 
 
+class _Sum(torch.autograd.Function):
+    """Over all ranks, of numbers and of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _synced_norm(norm: Any, x: Tensor) -> Tensor:
     """Batch norm over the rows of all ranks: (n, C, ...) -> the same. The numbers are summed in single precision."""
     if not norm.training:
@@ -240,11 +277,11 @@ def _synced_norm(norm: Any, x: Tensor) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
     own = wide.new_tensor([wide.numel() / wide.shape[1]])
-    sums = all_reduce(torch.cat([wide.sum(dims), own]))
+    sums = _Sum.apply(torch.cat([wide.sum(dims), own]))
     count = sums[-1].detach()
     mean = sums[:-1] / count
     centred = wide - mean.view(shape)
-    variance = all_reduce(centred.square().sum(dims)) / count
+    variance = _Sum.apply(centred.square().sum(dims)) / count
     if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum

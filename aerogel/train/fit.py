@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError, Interrupted
 from aerogel.graph import tensor_names
-from aerogel.train.distributed import World, current, leading, trained_by_all
+from aerogel.train.checkpoint import extras_of, set_extras
+from aerogel.train.distributed import World, current, leading, trained_by_all, wait_for_all
 from aerogel.train.interrupt import Signals
 from aerogel.train.steps import NotFinite, State, Step, lay_out, steps
 
@@ -71,16 +72,21 @@ def _drain(
     def caught() -> bool:
         return signals is not None and signals.caught is not None
 
+    def due() -> bool:
+        return save is not None and time.monotonic() - saved_at > every_seconds
+
     while True:
         try:
-            for step in islice(steps(state, data, stopping=caught), max(0, last - state.step)):
+            for step in islice(steps(state, data, stopping=caught, saving=due), max(0, last - state.step)):
                 if on_step:
                     on_step(step)
                 if step.number == last:
                     continue  # nothing is left to save or to stop
                 stop = step.stop or (world.ranks == 1 and caught())  # several stop together, a step later
-                if save and (stop or time.monotonic() - saved_at > every_seconds):
-                    save(state)
+                if step.save or stop:  # every process goes back to the same step, if it must
+                    if save:
+                        save(state)
+                    wait_for_all(world)
                     good, saved_at = Snapshot.of(state), time.monotonic()
                 if stop and world.rank == 0:
                     raise Interrupted(signals.caught if signals and signals.caught else SIGTERM)
@@ -88,7 +94,7 @@ def _drain(
                     return
             return
         except NotFinite as problem:
-            if good.lr_scale < 1:
+            if state.lr_scale < 1:
                 raise
             at = state.step + 1
             good.restore(state)
@@ -103,15 +109,16 @@ class Snapshot:
     """A state's numbers, in memory."""
 
     step: int
-    lr_scale: float
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
     numbers: dict[str, Any]
+    extras: dict[str, Any]
 
     @classmethod
     def of(cls, state: State) -> Snapshot:
         tensors = {name: tensor.clone() for name, tensor in _tensors(state).items()}
-        return cls(state.step, state.lr_scale, tensors, copy.deepcopy(state.optimizer.state_dict()), state.numbers())
+        memory, kept = copy.deepcopy((state.optimizer.state_dict(), extras_of(state)))
+        return cls(state.step, tensors, memory, state.numbers(), kept)
 
     def restore(self, state: State) -> None:
         """Puts everything back, in place."""
@@ -119,6 +126,7 @@ class Snapshot:
             tensor.copy_(self.tensors[name])
         state.optimizer.load_state_dict(copy.deepcopy(self.optimizer))
         state.set_numbers(self.numbers)
+        set_extras(state, copy.deepcopy(self.extras))
         state.step = self.step
 
 

@@ -41,7 +41,8 @@ class NotFinite(AerogelError):
 @dataclass(frozen=True)
 class Step:
     """What one step did. seconds: of the step with its batch, without what the caller did in between; waited: those of
-    them in which it waited for the batch. images: of the global batch. stop: whether some process was asked to stop."""
+    them in which it waited for the batch. images: of the global batch. stop, save: whether some process was asked to,
+    which all then know."""
 
     number: int  # from 1
     total: int
@@ -52,6 +53,7 @@ class Step:
     waited: float = 0.0
     images: int = 0
     stop: bool = False
+    save: bool = False
 
 
 @dataclass
@@ -77,9 +79,12 @@ class State:
     def __post_init__(self) -> None:
         self.optimizer = _optimizer(self.model, self.objective, self.recipe)
         self.parts = self.parts or self.recipe.accumulate
-        self.scaler = torch.amp.GradScaler("cpu", enabled=self.recipe.autocast == "fp16")
+        self.scaler = self.new_scaler()
         if self.recipe.ema is not None:
             self.average = copy.deepcopy(self.model).eval()
+
+    def new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler("cpu", enabled=self.recipe.autocast == "fp16")
 
     @property
     def total(self) -> int:
@@ -96,8 +101,9 @@ class State:
 
     def set_numbers(self, held: dict[str, Any]) -> None:
         """Puts back what `numbers` gave."""
-        self.lr_scale, self.parts = held["lr_scale"], held["parts"]
-        if self.scaler.is_enabled():
+        self.lr_scale, self.parts = held.get("lr_scale", 1.0), held.get("parts", self.recipe.accumulate)
+        self.scaler = self.new_scaler()  # one that was left in the middle of a step takes no other
+        if self.scaler.is_enabled() and "scaler" in held:
             self.scaler.load_state_dict(held["scaler"])
 
 
@@ -135,13 +141,22 @@ def _channels_last(batch: Batch) -> Batch:
     return batch._replace(inputs=batch.inputs.contiguous(memory_format=torch.channels_last))
 
 
+def _no() -> bool:
+    return False
+
+
 def steps(
-    state: State, data: Dataset, *, world: World | None = None, stopping: Callable[[], bool] | None = None
+    state: State,
+    data: Dataset,
+    *,
+    world: World | None = None,
+    stopping: Callable[[], bool] = _no,
+    saving: Callable[[], bool] = _no,
 ) -> Iterator[Step]:
     """Trains `state.model` in place from `state.step` to the end, one optimizer step a yield; then sets eval mode.
 
-    world: the processes that make the steps together, by default those that were joined. stopping: asked once a step;
-    where it says yes in any process, all yield `stop`.
+    world: the processes that make the steps together, by default those that were joined. stopping, saving: asked once a
+    step; where one says yes in any process, all yield it.
     Raises NotFinite at the first loss, gradient or weight that is not finite; AerogelError where memory does not even
     hold an eighth of a batch, or another process is lost.
     """
@@ -168,10 +183,12 @@ def steps(
             part = batch_rows(len(data.train), recipe.batch_size, state.step % per_epoch)
             rows = part.stop - part.start
             with lost_processes(world):
-                losses, stop = _update(state, _placed(batch, state, world), lr, network, world, rows, stopping)
+                asked = (float(stopping()), float(saving()))
+                losses, stop, save = _update(state, _placed(batch, state, world), lr, network, world, rows, asked)
             state.step += 1
             now = time.perf_counter()
-            yield Step(state.step, state.total, state.step / per_epoch, losses, lr, now - before, waited, rows, stop)
+            done = state.step / per_epoch
+            yield Step(state.step, state.total, done, losses, lr, now - before, waited, rows, stop, save)
             before = time.perf_counter()
             if state.step >= state.total:
                 break
@@ -181,7 +198,8 @@ def steps(
 def _workers(recipe: Recipe, data: Dataset, world: World) -> int:
     if recipe.workers is not None:
         return recipe.workers
-    return max(1, (os.cpu_count() or 1) // world.ranks) if isinstance(data.train.images, Lazy) else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world.ranks))
+    return max(1, (os.cpu_count() or 1) // here) if isinstance(data.train.images, Lazy) else 0
 
 
 def _placed(batch: Batch, state: State, world: World) -> Batch:
@@ -190,9 +208,10 @@ def _placed(batch: Batch, state: State, world: World) -> Batch:
 
 
 def _update(
-    state: State, batch: Batch, lr: float, network: nn.Module, world: World, rows: int, stopping: Any
-) -> tuple[dict[str, float], bool]:
-    """One optimizer step: the losses, and whether to stop. rows: of the global batch, of which `batch` is a share.
+    state: State, batch: Batch, lr: float, network: nn.Module, world: World, rows: int, asked: tuple[float, float]
+) -> tuple[dict[str, float], bool, bool]:
+    """One optimizer step: the losses, and whether to stop and to save. rows: of the global batch, of which `batch` is a
+    share. asked: whether this process was.
 
     Randomness (dropout, the objective's own) comes from (seed, step, rank) alone.
     """
@@ -200,9 +219,12 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = lr
     sums = _gradients(state, batch, network, world, rows)
-    *held, stop = summed([*sums.values(), float(stopping is not None and stopping())], world)
+    ill = float(not math.isfinite(nn.utils.get_total_norm(_statistics(state.model)).item()))
+    *held, ill, stop, save = summed([*sums.values(), ill, *asked], world)
     values = dict(zip(sums, held, strict=True))
     _check_finite("loss", values, state)
+    if ill:
+        _check_finite("statistic of a norm", {"buffers": math.nan}, state)
     state.scaler.unscale_(optimizer)
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -216,7 +238,14 @@ def _update(
     _check_finite("size of the weights", {"norm": size.item()}, state)
     if state.average is not None and recipe.ema is not None:
         update_average(state.average, state.model, recipe.ema, state.step)
-    return values, stop > 0
+    return values, stop > 0, save > 0
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of batch norms. (Another buffer may hold infinities, as a mask does.)"""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    held = (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
+    return [buffer for buffer in held if buffer is not None]
 
 
 def _gradients(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
@@ -226,8 +255,12 @@ def _gradients(state: State, batch: Batch, network: nn.Module, world: World, row
     """
     while True:
         state.optimizer.zero_grad(set_to_none=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_seed(state.recipe.seed, state.step, world.rank))
+        gpus = [world.device] if world.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpus):
+            seed = _seed(state.recipe.seed, state.step, world.rank)
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                torch.cuda.manual_seed(seed)
             try:
                 return _in_parts(state, batch, network, world, rows)
             except (MemoryError, RuntimeError) as error:
@@ -248,7 +281,8 @@ def _gradients(state: State, batch: Batch, network: nn.Module, world: World, row
 def _in_parts(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
     state.model.train()
     sums: dict[str, float] = {}
-    parts = list(zip(*(x.tensor_split(min(state.parts, len(batch.labels))) for x in batch), strict=True))
+    count = max(1, min(state.parts, rows // world.ranks))  # as many in every process, whose shares differ by one
+    parts = list(zip(*(x.tensor_split(count) for x in batch), strict=True))
     for number, part in enumerate(map(Batch._make, parts)):
         weight = len(part.labels) / rows
         last = number == len(parts) - 1

@@ -21,7 +21,7 @@ from aerogel.data import Batch, Dataset, assemble
 from aerogel.distill import SoftTargets
 from aerogel.errors import AerogelError, Interrupted
 from aerogel.prune.slimming import Slimming
-from aerogel.train import HardLabels, Recipe, Signals, State, Step, fit, join, start
+from aerogel.train import HardLabels, Recipe, Signals, State, Step, fit, join, save_checkpoint, start
 from aerogel.train.distributed import World
 
 PLAN: dict[str, Any] = {"epochs": 2, "batch_size": 50, "warmup": 0, "augment": "shift"}
@@ -39,6 +39,11 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.double())
+
+
+class Act(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
 
 
 class Weighed(nn.Module):
@@ -76,6 +81,10 @@ def cases(name: str, data: Dataset) -> State:
         return start(Net(norm), HardLabels(), data, plan.model_copy(update=changes))
     if name == "in parts":
         return start(Net(), HardLabels(), data, plan.model_copy(update={"accumulate": 3}))
+    if name == "in more parts than rows":  # shares of 14, 14 and 13 rows; a norm's sums must be as many everywhere
+        return start(Net(norm), HardLabels(), data, plan.model_copy(update={"accumulate": 14, "epochs": 0.4}))
+    if name == "a norm of its own":
+        return start(Net(Act(8)), HardLabels(), data, plan)
     if name == "teacher and penalty":
         return start(Net(norm), Slimming(SoftTargets(Net(nn.BatchNorm2d(8)).eval()), 0.01), data, plan)
     if name == "objective's own weight":
@@ -107,8 +116,8 @@ def stopped(data: Dataset, world: World) -> dict[str, Any]:
     return {"stopped": state.step}
 
 
-def rolled_back(data: Dataset, world: World) -> dict[str, Any]:
-    """A loss of one rank is no number at step 4, once: all go back and on together."""
+def rolled_back(data: Dataset, world: World, folder: Path | None = None) -> dict[str, Any]:
+    """A loss of one rank is no number at step 6, once: all go back and on together, to what rank 0 saved last."""
     calls = [0]
 
     def ill(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -119,7 +128,8 @@ def rolled_back(data: Dataset, world: World) -> dict[str, Any]:
     said: list[str] = []
     state = start(Net(), ill, data, Recipe(**PLAN))
     calls[0] = 0
-    fit(state, data, on_trouble=said.append)
+    save = (lambda s: save_checkpoint(folder / "c", s)) if folder else None
+    fit(state, data, on_trouble=said.append, save=save, every_seconds=0.0)
     return {"said": said, "lr_scale": state.lr_scale, "steps": state.step, "calls": calls[0]}
 
 
@@ -133,6 +143,7 @@ def main() -> None:
             found[name] = (
                 stopped(data, world) if name == "stopped"
                 else rolled_back(data, world) if name == "rolled back"
+                else rolled_back(data, world, folder) if name == "rolled back to a save"
                 else trained(name, data, folder, world)
             )  # fmt: skip
         except AerogelError as error:

@@ -24,6 +24,9 @@ SAME = (
     "plain", "norms", "cumulative norms", "average, adamw, clipped", "in parts", "teacher and penalty",
     "objective's own weight",
 )  # fmt: skip
+MORE = (
+    "own statistics", "stopped", "rolled back", "rolled back to a save", "in more parts than rows", "a norm of its own",
+)  # fmt: skip
 pytestmark = pytest.mark.distributed
 
 
@@ -56,7 +59,7 @@ def run(folder: Path, ranks: int, *names: str) -> Told:
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told]:
     """(one process, three of them) on the same jobs: 41 and 40 rows are no multiples of three."""
     base = tmp_path_factory.mktemp("ranks")
-    names = (*SAME, "own statistics", "stopped", "rolled back")
+    names = (*SAME, *MORE)
     return run(base / "one", 1, *names), run(base / "three", 3, *names)
 
 
@@ -95,12 +98,38 @@ def test_a_loss_that_is_no_number_takes_all_back_once(both: tuple[Told, Told]) -
             assert said.endswith("back from step 6 to 0, on with half the learning rate")
 
 
+def test_all_go_back_to_what_rank_0_saved(both: tuple[Told, Told]) -> None:
+    for told in both:
+        for rank in told.ranks:
+            found = rank["rolled back to a save"]
+            assert (found["lr_scale"], found["steps"], found["calls"]) == (0.5, 10, 11)
+            assert found["said"][0].endswith("back from step 6 to 5, on with half the learning rate")
+
+
+def test_a_batch_has_as_many_parts_in_every_process(both: tuple[Told, Told]) -> None:
+    for told in both:
+        assert "losses" in told.ranks[0]["in more parts than rows"]
+
+
+def test_a_norm_that_computes_something_else_is_refused(both: tuple[Told, Told]) -> None:
+    one, three = both
+    assert "losses" in one.ranks[0]["a norm of its own"]
+    for rank in three.ranks:
+        said = rank["a norm of its own"]["error"]
+        assert said.startswith("train: Act has a forward of its own")
+        assert said.endswith("set sync_norms = false under [train]")
+
+
 def test_torchruns_words_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert started() == ALONE == current()
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "5")
     assert (started().rank, started().ranks) == (5, 8)
     assert current() == ALONE, "nothing was joined"
+    monkeypatch.setenv("RANK", "gold")
+    assert started() == ALONE
+    monkeypatch.delenv("RANK")
+    assert started() == ALONE
 
 
 def fails(text: str) -> Callable[[], None]:

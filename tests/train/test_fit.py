@@ -176,6 +176,65 @@ def test_the_second_stops_and_nothing_that_is_no_number_was_saved(tmp_path: Path
     assert all(torch.isfinite(w).all() for w in weights(again.model).values())
 
 
+def test_one_that_stays_stops_it_after_one_way_back() -> None:
+    data, said = toy("shift"), list[str]()
+    state = start(small_net(), Ill(*range(6, 99)), data, recipe())
+    with pytest.raises(NotFinite):
+        fit(state, data, on_trouble=said.append)
+    assert len(said) == 1
+
+
+def test_with_fp16_too() -> None:
+    """A scaler that was left in the middle of a step would take no other."""
+    data, said = toy("shift"), list[str]()
+
+    def steep(net: nn.Module, batch: Batch) -> Losses:
+        return HardLabels()(net, batch) | {"steep": (0 * next(net.parameters())).sum().abs().sqrt()}
+
+    state = start(plain_net(), steep, data, recipe(autocast="fp16", epochs=20))
+    with pytest.raises(NotFinite, match="the gradient is not finite"):
+        fit(state, data, on_trouble=said.append)
+    assert len(said) == 1
+
+
+def test_a_norms_statistics_that_overflow_are_caught() -> None:
+    class Huge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm1d(36), nn.Linear(36, 3)
+            self.register_buffer("mask", torch.full((3,), -torch.inf))  # which is meant
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.norm(x.flatten(1) * 1e21))
+
+    data = toy()
+    with pytest.raises(NotFinite, match="the statistic of a norm is not finite at step 1"):
+        run(start(Huge(), HardLabels(), data, recipe()), data)
+
+
+def test_an_older_checkpoint_is_read(tmp_path: Path) -> None:
+    import json
+
+    from aerogel.files import sha256
+    from aerogel.train.checkpoint import MANIFEST, STATE, _digest
+
+    data = toy("shift")
+    one, other = (start(small_net(), HardLabels(), data, recipe()) for _ in range(2))
+    run(one, data, 3)
+    path = save_checkpoint(tmp_path / "c", one)
+    held = json.loads((path / STATE).read_text())
+    for name in ("accumulate", "compile", "sync_norms"):
+        del held["run"][name]
+    del held["numbers"]
+    (path / STATE).write_text(json.dumps(held))
+    files = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.name != MANIFEST}
+    (path / MANIFEST).write_text(json.dumps({"files": files, "sha256": _digest(files)}))
+    assert load_checkpoint(tmp_path / "c", other) == []
+    run(one, data)
+    run(other, data)
+    assert_same(weights(one.model), weights(other.model))
+
+
 def test_weights_that_overflow_are_caught_in_their_step() -> None:
     data = toy()
     state = start(plain_net(), HardLabels(), data, recipe(lr=1e30, warmup=0, weight_decay=1.0))
