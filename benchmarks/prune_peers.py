@@ -439,6 +439,8 @@ def table(held: Mapping[str, Any]) -> str:
             f"| {name} | {_cuttable(ours)} | {why} | {_worst(ours)} | {ours.get('cut_seconds', 0):.1f} "
             f"| {_cell(peer['outcome'])} | {took} |"
         )
+    if "networks" in held:
+        lines += ["", _summary(held["networks"])]
     if "speed" in held:
         lines += ["", *_speed_table(held["speed"])]
     if "decoder" in held:
@@ -452,6 +454,18 @@ def table(held: Mapping[str, Any]) -> str:
         ]
     last = held["last"]
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `python benchmarks/prune_peers.py`."])
+
+
+def _summary(held: Mapping[str, Any]) -> str:
+    """How many of the networks each tool cut exactly, and what became of the others."""
+    worst = max(float(said) for row in held.values() for said in row["aerogel"].get("errors", {}).values())
+    some = sum(1 for row in held.values() if row["aerogel"].get("errors"))
+    kinds = Counter(re.sub(r"( within|:| by).*", "", row["torch_pruning"]["outcome"]) for row in held.values())
+    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    return (
+        f"Of {len(held)} networks aerogel cut {some} exactly (largest error {worst:.0e}) and the others only where that "
+        f"was allowed. Torch-Pruning: {told}."
+    )
 
 
 def _speed_table(held: Mapping[str, Any]) -> list[str]:
