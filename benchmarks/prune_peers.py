@@ -461,10 +461,10 @@ def _summary(held: Mapping[str, Any]) -> str:
     worst = max(float(said) for row in held.values() for said in row["aerogel"].get("errors", {}).values())
     some = sum(1 for row in held.values() if row["aerogel"].get("errors"))
     kinds = Counter(re.sub(r"( within|:| by).*", "", row["torch_pruning"]["outcome"]) for row in held.values())
-    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    told = "; ".join(f"{kind}: {number}" for kind, number in kinds.most_common())
     return (
-        f"Of {len(held)} networks aerogel cut {some} exactly (largest error {worst:.0e}) and the others only where that "
-        f"was allowed. Torch-Pruning: {told}."
+        f"Of {len(held)} networks aerogel cut {some} exactly (largest error {worst:.0e}) and the others only where "
+        f"allow_inexact let it. Torch-Pruning: {told}."
     )
 
 
