@@ -7,8 +7,10 @@ random state and not on how many workers there are; a pass begins at any batch a
 from __future__ import annotations
 
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +53,8 @@ def by_workers(make: Callable[[int], torch.Tensor], numbers: range, workers: int
             worker_init_fn=_let_training_decide,
             generator=torch.Generator(),  # the loader draws from it; the global one is the caller's
         )
-        made = iter(loader)
+        with _no_alarm():
+            made = iter(loader)
     while True:
         try:
             images = next(made)
@@ -65,6 +68,20 @@ def by_workers(make: Callable[[int], torch.Tensor], numbers: range, workers: int
         if isinstance(images, str):
             raise DataError(images)
         yield images
+
+
+@contextmanager
+def _no_alarm() -> Iterator[None]:
+    """Without the loader's handler of SIGCHLD, which would raise anywhere in training, amid an optimizer's step: that a
+    worker is gone shows, within seconds, where its batch is waited for."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _let_training_decide(worker: int) -> None:

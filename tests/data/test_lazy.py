@@ -118,6 +118,7 @@ def test_a_worker_that_the_system_ends_is_told(both: tuple[Dataset, Dataset]) ->
     going = batches(both[1], "train", 9, workers=1)
     next(going)
     (child,) = multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # the loader's would raise anywhere in training
     os.kill(child.pid or 0, signal.SIGKILL)
     with pytest.raises(DataError, match=r"a worker process ended \(.*\), as for lack of memory .*; use fewer workers"):
         list(going)
