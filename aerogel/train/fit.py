@@ -162,9 +162,11 @@ def _move(state: State, device: torch.device) -> None:
 
 def _networks(holder: Any) -> Iterator[nn.Module]:
     """The networks that a state or an objective holds, a teacher inside another objective too."""
+    parts: list[Any] = list(vars(holder).values())
     if isinstance(holder, nn.Module):
         yield holder
-    for value in vars(holder).values():
+        parts += holder.children()
+    for value in parts:
         if isinstance(value, nn.Module) or type(value).__module__.startswith("aerogel."):
             yield from _networks(value)
 
