@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aerogel.data.decode import reason_of
 from aerogel.errors import AerogelError, DataError
+from aerogel.imports import one_line
 
 AHEAD = 2  # batches that each worker makes ahead
 GRACE_SECONDS = 30  # that a worker lives after SIGTERM: training saves its state within them
@@ -60,9 +61,9 @@ def by_workers(make: Callable[[int], torch.Tensor], numbers: range, workers: int
             images = next(made)
         except StopIteration:
             return
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             raise DataError(
-                f"batches: a worker process ended ({str(error).splitlines()[0]}), as for lack of memory or of "
+                f"batches: a worker process ended ({one_line(error)}), as for lack of memory or of "
                 "/dev/shm; use fewer workers or a smaller --batch-size"
             ) from error
         if isinstance(images, str):
