@@ -71,6 +71,7 @@ def test_a_goal_is_met_by_two_processes_and_only_one_of_them_speaks(tmp_path: Pa
     assert {speed["processes"] for speed in held.values()} == {2}
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_a_restart_goes_on_by_itself(tmp_path: Path) -> None:
     whole = started(tmp_path, *TRAIN, "--epochs", "4", "--out", "whole")
     out, _ = whole.communicate(timeout=280)
@@ -95,6 +96,7 @@ def test_a_rank_that_dies_ends_the_job_and_a_restart_goes_on_by_itself(tmp_path:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_torchruns_sigterm_saves_and_a_second_start_goes_on(tmp_path: Path) -> None:
     process = started(tmp_path, *TRAIN, "--epochs", "3000", "--out", "net")
     until(tmp_path, "net.part/events.jsonl", process)

@@ -9,6 +9,7 @@ pickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -73,8 +74,16 @@ def save_checkpoint(
     unfinished = folder.glob(".step_*.tmp")  # of a run that was killed while it wrote
     for old in [*_steps(folder)[:-keep], *unfinished]:
         if old != best_checkpoint(folder):
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return target
+
+
+def _remove(old: Path) -> None:
+    """Out of sight first: a run that is killed meanwhile leaves no checkpoint of which a part is missing."""
+    hidden = old.with_name(f".{old.name}.gone.tmp") if old.name[0] != "." else old
+    with contextlib.suppress(OSError):
+        old.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def best_checkpoint(folder: Path) -> Path | None:

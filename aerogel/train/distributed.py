@@ -73,8 +73,12 @@ def join() -> World:
     world = started()
     if world.ranks > 1 and not dist.is_initialized():
         backend = "nccl" if world.device.type == "cuda" else "gloo"
+        patience = datetime.timedelta(seconds=SECONDS)
         with lost_processes(world):
-            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SECONDS))
+            store, rank, ranks = next(iter(dist.rendezvous("env://", timeout=patience)))
+            # torchrun keeps its store when it restarts a job, and in it the addresses of those who died
+            store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
             _patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
     return world
 

@@ -105,7 +105,7 @@ def test_a_stopped_training_goes_on_with_the_same_command_only(
     assert re.search(r"net\.part holds a stopped training with other options or data; .*remove it", outcome.err)
     outcome = aerogel(*words, "net")
     assert outcome.code == 0
-    assert "goes on at step 5 of 16" in outcome.out
+    assert "goes on at step 5 of 18" in outcome.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "whole"]
     assert weights(tmp_path / "net") == weights(tmp_path / "whole")
 
@@ -145,7 +145,7 @@ def test_a_run_survives_ctrl_c_a_full_disk_sigterm_and_kill(
     last = aerogel("resume", run)
     assert last.code == 0, last
     assert "done so far: check, baseline, plan, cut 001\n" in last.out
-    assert re.search(r"^step 001  goes on at step \d+ of 640$", last.out, re.MULTILINE)
+    assert re.search(r"^step 001  goes on at step \d+ of 720$", last.out, re.MULTILINE)
     assert weights(run / "model") == weights(finished.path / "model")
     assert set(digest(run)) == set(digest(finished.path))
     report = json.loads((run / "report.json").read_text())
