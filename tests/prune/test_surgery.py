@@ -30,7 +30,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd nesterov": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "adamw amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True, weight_decay=0.1),
-    "rmsprop centered": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
+    # a bias before a norm has no gradient but rounding: without the eps its root would be taken for a step
+    "rmsprop centered": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True, eps=1e-4),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-3),
     "nadam": lambda p: torch.optim.NAdam(p, lr=1e-3),
     "adadelta": lambda p: torch.optim.Adadelta(p),
