@@ -99,6 +99,8 @@ def load_checkpoint(folder: Path, state: State, *, best: bool = False) -> list[s
     A folder without checkpoints leaves the state at its start. Raises AerogelError when there are some and none is
     whole, or when they are of another recipe, data set or network; the state is then as it was.
     """
+    for gone in folder.glob(".step_*.gone.tmp"):  # of a run that was killed while it removed them
+        shutil.rmtree(gone, ignore_errors=True)
     problems: list[str] = []
     for path in _by_score(folder) if best else reversed(_steps(folder)):
         problem = damage(path)
