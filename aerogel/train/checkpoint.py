@@ -237,6 +237,11 @@ def _has_extra(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
+def tensors_of(state: State) -> dict[tuple[str, str], Tensor]:
+    """{(file, name): tensor} of all modules of the state, themselves and not copies."""
+    return {(file, name): t for file, module in _modules(state).items() for name, t in _tensors(module).items()}
+
+
 def _types(tensors: dict[str, Tensor]) -> dict[str, tuple[Size, dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError, Interrupted
-from aerogel.graph import tensor_names
-from aerogel.train.checkpoint import extras_of, set_extras
+from aerogel.train.checkpoint import extras_of, set_extras, tensors_of
 from aerogel.train.distributed import World, current, leading, trained_by_all, wait_for_all
 from aerogel.train.interrupt import Signals
 from aerogel.train.steps import NotFinite, State, Step, lay_out, steps
@@ -109,34 +108,25 @@ class Snapshot:
     """A state's numbers, in memory."""
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: dict[tuple[str, str], Tensor]
     optimizer: dict[str, Any]
     numbers: dict[str, Any]
     extras: dict[str, Any]
 
     @classmethod
     def of(cls, state: State) -> Snapshot:
-        tensors = {name: tensor.clone() for name, tensor in _tensors(state).items()}
+        tensors = {name: tensor.clone() for name, tensor in tensors_of(state).items()}
         memory, kept = copy.deepcopy((state.optimizer.state_dict(), extras_of(state)))
         return cls(state.step, tensors, memory, state.numbers(), kept)
 
     def restore(self, state: State) -> None:
         """Puts everything back, in place."""
-        for name, tensor in _tensors(state).items():
+        for name, tensor in tensors_of(state).items():
             tensor.copy_(self.tensors[name])
         state.optimizer.load_state_dict(copy.deepcopy(self.optimizer))
         state.set_numbers(self.numbers)
         set_extras(state, copy.deepcopy(self.extras))
         state.step = self.step
-
-
-def _tensors(state: State) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for part, module in (("model", state.model), ("average", state.average), ("objective", state.objective)):
-        if isinstance(module, nn.Module):
-            names = tensor_names(module)
-            found |= {f"{part}.{names[id(t)]}": t.detach() for t in (*module.parameters(), *module.buffers())}
-    return found
 
 
 @contextmanager
