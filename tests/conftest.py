@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -18,12 +19,30 @@ import torch
 from aerogel import cli
 
 NO_NETWORK = Path(__file__).with_name("no_network")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    """The script at `path`, run as a module of that name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def benchmark_script() -> Callable[[str], ModuleType]:
+    """Loads benchmarks/NAME.py."""
+    return lambda name: _module(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
 
 
 @pytest.fixture(autouse=True, scope="session")

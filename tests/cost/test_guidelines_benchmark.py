@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -13,18 +11,10 @@ import torch
 from aerogel.cost import count
 from aerogel.graph import capture
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "guidelines.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmark_guidelines", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # its dataclasses look their module up
-    found.loader.exec_module(module)
-    return module
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("guidelines")
 
 
 @pytest.mark.parametrize("name", ["G1", "G2", "G3", "G4"])

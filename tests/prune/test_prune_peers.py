@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -17,18 +15,10 @@ from torch import nn
 
 from aerogel.prune import cut
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prune_peers.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmark_prune_peers", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("prune_peers")
 
 
 def test_what_is_left_is_read_from_the_numbers(script: ModuleType) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -14,18 +12,10 @@ from test_steps import toy
 
 from aerogel.data import batches
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training_speed.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("benchmark_training_speed", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    found.loader.exec_module(module)
-    return module
+def script(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("training_speed")
 
 
 def test_one_by_one_is_the_same_image_moved(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
