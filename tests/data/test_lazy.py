@@ -9,10 +9,10 @@ import signal
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import noisy_folder
 
 from aerogel.data import Dataset, batch_count, batches, files, load, prepare
 from aerogel.data.files import Lazy
@@ -24,15 +24,7 @@ SIZE = (3, 8, 8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 noisy images of two classes; one cannot be read."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / "train" / name).mkdir(parents=True)
-        for i in range(40):
-            pixels = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "train" / name / f"{i:03}.{'jpg' if i % 2 else 'png'}")
-    (root / "train" / "cat" / "bad.jpg").write_text("<html>404</html>")
-    return root
+    return noisy_folder(tmp_path_factory.mktemp("images"), 40, ("png", "jpg"))
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
-from toys import TOY
+from toys import TOY, noisy_folder
 
 from aerogel.data import Dataset, batches, files, load, pack
 from aerogel.data.pack import load_packed, race, write_packed
@@ -26,14 +24,7 @@ SIZE = (3, 8, 8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 noisy images of two classes; one more cannot be read."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (root / "train" / name).mkdir(parents=True)
-        for i in range(30):
-            Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(root / "train" / name / f"{i:03}.png")
-    (root / "train" / "cat" / "bad.jpg").write_text("<html>404</html>")
-    return root
+    return noisy_folder(tmp_path_factory.mktemp("images"), 30)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from aerogel.data import Dataset, Split, assemble
 
@@ -28,3 +31,15 @@ def numbered(n: int) -> Dataset:
     return dataclasses.replace(
         TOY, train=split, val=split, test=split, classes=tuple(map(str, range(n))), mean=(0.0,), std=(1 / 255,)
     )
+
+
+def noisy_folder(root: Path, each: int, suffixes: tuple[str, ...] = ("png",)) -> Path:
+    """`each` noisy images of two classes, 10 x 12 pixels, with the suffixes in turn; one more cannot be read."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / "train" / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 256, (10, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{i:03}.{suffixes[i % len(suffixes)]}")
+    (root / "train" / "cat" / "bad.jpg").write_text("<html>404</html>")
+    return root
