@@ -21,6 +21,7 @@ from aerogel.errors import AerogelError, DataError
 from aerogel.imports import one_line
 
 AHEAD = 2  # batches that each worker makes ahead
+TOLD = (signal.SIGINT, signal.SIGTERM)  # what a terminal and a scheduler send to all processes of a group
 GRACE_SECONDS = 30  # that a worker lives after SIGTERM: training saves its state within them
 
 
@@ -54,7 +55,7 @@ def by_workers(make: Callable[[int], torch.Tensor], numbers: range, workers: int
             worker_init_fn=_let_training_decide,
             generator=torch.Generator(),  # the loader draws from it; the global one is the caller's
         )
-        with _no_alarm():
+        with _no_alarm(), _held_back():
             made = iter(loader)
     while True:
         try:
@@ -85,7 +86,22 @@ def _no_alarm() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait while workers start: one that came before a worker knows what to do with it would end it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _let_training_decide(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach workers too; training must still get the batch it waits for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
