@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,12 +56,21 @@ class Step:
     save: bool = False
 
 
+class Held(Protocol):
+    """Weights that a step must leave as they are (aerogel.prune.masks)."""
+
+    def hold_gradients(self, model: nn.Module) -> None: ...
+
+    def hold(self, model: nn.Module) -> None: ...
+
+
 @dataclass
 class State:
     """All that training changes. `average` holds the averaged weights when the recipe asks for them.
 
     lr_scale: on every learning rate; halved when training was rolled back. parts: a batch is made in so many, because
-    the recipe says so or the memory is small.
+    the recipe says so or the memory is small. masks: which weights stay zero; set by `Masks.put_on`, and no part of a
+    checkpoint, since the zeros are.
     """
 
     model: nn.Module
@@ -72,6 +81,7 @@ class State:
     channels_last: bool = False  # the order in memory of images and convolutions
     lr_scale: float = 1.0
     parts: int = 0
+    masks: Held | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     average: nn.Module | None = field(init=False, default=None)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -120,7 +130,7 @@ def _try_channels_last(model: nn.Module, objective: Objective, data: Dataset, re
     if not any(weight.ndim == 4 for weight in model.parameters()):
         return False
     lay_out(model, torch.channels_last)
-    batch = next(batches(data, "train", min(2, len(data.train))))
+    batch = _first_images(data, recipe)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model), _autocast(recipe, "cpu"):
             objective(model, _channels_last(batch))
@@ -128,6 +138,15 @@ def _try_channels_last(model: nn.Module, objective: Objective, data: Dataset, re
         lay_out(model, torch.contiguous_format)
         return False
     return True
+
+
+def _first_images(data: Dataset, recipe: Recipe) -> Batch:
+    """Two or three images of the first batch, as training will see them."""
+    ranks = max(1, len(data.train) // batch_count(len(data.train), recipe.batch_size) // 2)
+    augment = data.augment if recipe.augment is None else recipe.augment
+    return next(
+        batches(data, "train", recipe.batch_size, seed=recipe.seed, shuffle=True, augment=augment, ranks=ranks)
+    )
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
@@ -204,7 +223,9 @@ def _workers(recipe: Recipe, data: Dataset, world: World) -> int:
 
 def _placed(batch: Batch, state: State, world: World) -> Batch:
     batch = _channels_last(batch) if state.channels_last else batch
-    return batch if world.device.type == "cpu" else Batch(*(x.to(world.device, non_blocking=True) for x in batch))
+    if world.device.type == "cpu":
+        return batch
+    return Batch(*(None if x is None else x.to(world.device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
 
 
 def _update(
@@ -226,6 +247,8 @@ def _update(
     if ill:
         _check_finite("statistic of a norm", {"buffers": math.nan}, state)
     state.scaler.unscale_(optimizer)
+    if state.masks is not None:
+        state.masks.hold_gradients(state.model)
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     if not state.scaler.is_enabled() or state.scaler.get_scale() < LEAST_SCALE:  # fp16 steps over some of its own
@@ -234,6 +257,8 @@ def _update(
         nn.utils.clip_grads_with_norm_(weights, recipe.clip, norm)
     state.scaler.step(optimizer)
     state.scaler.update()
+    if state.masks is not None:
+        state.masks.hold(state.model)
     size = nn.utils.get_total_norm([p.detach() for p in weights])
     _check_finite("size of the weights", {"norm": size.item()}, state)
     if state.average is not None and recipe.ema is not None:
@@ -282,8 +307,9 @@ def _in_parts(state: State, batch: Batch, network: nn.Module, world: World, rows
     state.model.train()
     sums: dict[str, float] = {}
     count = max(1, min(state.parts, rows // world.ranks))  # as many in every process, whose shares differ by one
-    parts = list(zip(*(x.tensor_split(count) for x in batch), strict=True))
-    for number, part in enumerate(map(Batch._make, parts)):
+    columns = ([None] * count if x is None else x.tensor_split(count) for x in batch)
+    parts = [Batch._make(row) for row in zip(*columns, strict=True)]
+    for number, part in enumerate(parts):
         weight = len(part.labels) / rows
         last = number == len(parts) - 1
         alone = contextlib.nullcontext() if last or world.ranks == 1 else network.no_sync()  # type: ignore[operator]
