@@ -25,9 +25,11 @@ def held_seeds(path: Path, row: str) -> list[int]:
 
 def add(
     path: Path, row: str, seed: int, value: float, *, unit: str, command: str, hardware: str, seconds: float,
-    paper: float | None = None,
+    paper: float | None = None, more: dict[str, float] | None = None,
 ) -> None:  # fmt: skip
     """Puts one seed's number into a row and computes its mean and standard deviation anew.
+
+    more: what else is known of that seed, as {"ratio": 12.2}; the row has the mean under that name, and the numbers.
 
     A number that the seed has there already is replaced: a run that was stopped between two rows starts over.
     Several processes may add to one file: they wait for each other.
@@ -48,6 +50,10 @@ def add(
         one |= {"unit": unit, "mean": statistics.fmean(one["ours"]), "command": command, "hardware": hardware}
         one["sd"] = statistics.stdev(one["ours"]) if len(one["ours"]) > 1 else None
         one["date"] = date.today().isoformat()
+        for name, number in (more or {}).items():
+            known = one.setdefault("more", {}).setdefault(name, {})
+            known[str(seed)] = number
+            one[name] = statistics.fmean(known.values())
         write_json(path, held)
 
 
