@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aerogel import options as o
 from aerogel.errors import AerogelError, Interrupted
 
 if TYPE_CHECKING:
@@ -38,71 +39,9 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-MODEL_FORMS = "zoo name (lenet5, mobilenet_v2:width=0.5), saved folder, file.py:factory; hf:TYPE to count"
-Model = Annotated[str, typer.Argument(help=MODEL_FORMS)]
-RunModel = Annotated[str | None, typer.Argument(help=MODEL_FORMS, show_default=False)]
-DATA_FORMS = "digits, mnist, fashion_mnist, cifar10, folder:PATH, packed:FOLDER, hf:NAME, wds:SHARDS, file.py:factory"
-Data = Annotated[str | None, typer.Option(help=DATA_FORMS)]
-DataSpec = Annotated[str, typer.Argument(metavar="DATA", help=DATA_FORMS)]
-Target = Annotated[
-    list[str] | None, typer.Option(help="latency=0.5, latency=2.5ms, macs=150M, params=0.1 ...; repeatable")
-]
-Drop = Annotated[float | None, typer.Option(help="points of accuracy that may be lost (default 1)")]
-NoDrop = Annotated[
-    float | None, typer.Option("--max-drop", help="points of accuracy that may be lost (default: told, not judged)")
-]
-Method = Annotated[
-    str | None,
-    typer.Option(help="slimming, magnitude (= l2, the default), l1, bn_scale, taylor, fpgm, hessian, lamp, random ..."),
-]
-Schedule = Annotated[str | None, typer.Option(help="one-shot, iterative (default), linear or gradual")]
-Steps = Annotated[int | None, typer.Option(help="cuts (default: 3; gradual 8, one-shot 1)")]
-Scan = Annotated[bool, typer.Option("--scan", help="accuracy against the share removed, for each group of channels")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="saved folder, .safetensors or .pt state dict; torchvision:FILE, timm:FILE, "
-        "timm_tf:FILE or megvii:FILE for another library's"
-    ),
-]
-Out = Annotated[Path | None, typer.Option(help="folder to write; never overwritten")]
-Size = Annotated[str | None, typer.Option("--input", metavar="C,H,W", help="input size; images are resized to it")]
-Seed = Annotated[int | None, typer.Option(help="of initial weights, data order, augmentation")]
-Epochs = Annotated[float | None, typer.Option(help="of training the original")]
-BatchSize = Annotated[int | None, typer.Option(help="images a step")]
-Rate = Annotated[float | None, typer.Option("--lr", help="peak learning rate")]
-Threads = Annotated[int | None, typer.Option(help="of the measured runtime (default 1)")]
-Json = Annotated[bool, typer.Option("--json", help="machine output on stdout, nothing else there")]
-ConfigFile = Annotated[Path | None, typer.Option(help="TOML file with any option; the command line wins")]
-By = Annotated[str | None, typer.Option(help="rows of the table: layer (default), module, op or family")]
-Depth = Annotated[int | None, typer.Option(help="modules down to so many parts of their path, as --depth 2")]
-OnDevice = Annotated[
-    str | None, typer.Option("--device", help="predict times: a profile's name, FILE.toml, or this (this machine)")
-]
-Measure = Annotated[bool, typer.Option("--measure", help="time the exported file, whole and by layer")]
-Calibrate = Annotated[
-    bool, typer.Option("--calibrate", help="measure this machine as a device (about a minute), for --device this")
-]
-Against = Annotated[str | None, typer.Option(metavar="MODEL", help="the network to compare with, layer by layer")]
-Budget = Annotated[
-    str | None,
-    typer.Option(help="macs<=320M,params<=4M,peak<=6MiB,latency<=3ms, or a TOML file; exit code 2 when it is broken"),
-]
-Csv = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="the table as CSV; - is stdout")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Markdown on stdout, as for a comment")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="one self-contained page with plots")]
-LintDevice = Annotated[
-    str | None,
-    typer.Option("--device", help="a profile's name, FILE.toml, or this (the default where it was calibrated)"),
-]
-FailOn = Annotated[list[str] | None, typer.Option(metavar="RULE=SHARE%", help="exit code 2 above it: G1=5%")]
-Allow = Annotated[list[str] | None, typer.Option(metavar="RULE:MODULES", help="left out: G2:features.*")]
-LintConfig = Annotated[Path | None, typer.Option("--config", help="TOML file with device, allow, fail_on")]
-Trust = Annotated[bool, typer.Option("--trust", help="import the code that a saved folder or a run names")]
-
 
 @app.command()
-def nets(json: Json = False) -> None:
+def nets(json: o.Json = False) -> None:
     """The networks of the zoo, with what they cost."""
     from aerogel.nets import NETS
     from aerogel.report.tables import zoo_table
@@ -113,10 +52,10 @@ def nets(json: Json = False) -> None:
 
 @app.command()
 def cost(
-    model: RunModel = None, weights: Weights = None, input: Size = None, by: By = None, depth: Depth = None,
-    device: OnDevice = None, measure: Measure = False, threads: Threads = None, against: Against = None,
-    budget: Budget = None, csv: Csv = None, markdown: Markdown = False, html: Html = None, trust: Trust = False,
-    calibrate: Calibrate = False, json: Json = False,
+    model: o.RunModel = None, weights: o.Weights = None, input: o.Size = None, by: o.By = None, depth: o.Depth = None,
+    device: o.OnDevice = None, measure: o.Measure = False, threads: o.Threads = None, against: o.Against = None,
+    budget: o.Budget = None, csv: o.Csv = None, markdown: o.Markdown = False, html: o.Html = None,
+    trust: o.Trust = False, calibrate: o.Calibrate = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """What a network costs: parameters, MACs, FLOPs, access, peak memory, time; compared, in budget."""
     from aerogel.console import printable
@@ -149,8 +88,9 @@ def cost(
 
 @app.command()
 def lint(
-    model: Model, device: LintDevice = None, fail_on: FailOn = None, allow: Allow = None, config: LintConfig = None,
-    weights: Weights = None, input: Size = None, trust: Trust = False, json: Json = False,
+    model: o.Model, device: o.LintDevice = None, fail_on: o.FailOn = None, allow: o.Allow = None,
+    config: o.LintConfig = None, weights: o.Weights = None, input: o.Size = None, trust: o.Trust = False,
+    json: o.Json = False,
 ) -> None:  # fmt: skip
     """What to change: ShuffleNetV2's four guidelines and practice, each finding with its price on a device."""
     from aerogel.report.findings import as_text, run
@@ -164,9 +104,9 @@ def lint(
 
 @app.command()
 def train(
-    model: RunModel = None, data: Data = None, out: Out = None, weights: Weights = None, input: Size = None,
-    seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None, config: ConfigFile = None,
-    trust: Trust = False, json: Json = False,
+    model: o.RunModel = None, data: o.Data = None, out: o.Out = None, weights: o.Weights = None, input: o.Size = None,
+    seed: o.Seed = None, epochs: o.Epochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None,
+    config: o.ConfigFile = None, trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Trains a network with hard labels and saves it as a folder."""
     from aerogel.compress.plain import train_and_save
@@ -181,9 +121,10 @@ def train(
 
 @app.command()
 def compress(
-    model: RunModel = None, data: Data = None, target: Target = None, max_drop: Drop = None, weights: Weights = None,
-    out: Out = None, input: Size = None, seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None,
-    lr: Rate = None, threads: Threads = None, config: ConfigFile = None, trust: Trust = False, json: Json = False,
+    model: o.RunModel = None, data: o.Data = None, target: o.Target = None, max_drop: o.Drop = None,
+    weights: o.Weights = None, out: o.Out = None, input: o.Size = None, seed: o.Seed = None, epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None, lr: o.Rate = None, threads: o.Threads = None, config: o.ConfigFile = None,
+    trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Makes a network smaller and faster to a goal, with proof. Trains it first when no weights are given."""
     from aerogel.compress import compress as run_compress
@@ -199,10 +140,11 @@ def compress(
 
 @app.command()
 def prune(
-    model: RunModel = None, data: Data = None, method: Method = None, target: Target = None, schedule: Schedule = None,
-    steps: Steps = None, scan: Scan = False, max_drop: NoDrop = None, weights: Weights = None, out: Out = None,
-    input: Size = None, seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None, lr: Rate = None,
-    threads: Threads = None, config: ConfigFile = None, trust: Trust = False, json: Json = False,
+    model: o.RunModel = None, data: o.Data = None, method: o.Method = None, target: o.Target = None,
+    schedule: o.Schedule = None, steps: o.Steps = None, scan: o.Scan = False, max_drop: o.NoDrop = None,
+    weights: o.Weights = None, out: o.Out = None, input: o.Size = None, seed: o.Seed = None, epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None, lr: o.Rate = None, threads: o.Threads = None, config: o.ConfigFile = None,
+    trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Cuts channels by a method, on a schedule, to a goal; or scans what each group of channels is worth."""
     from aerogel.compress import compress as run_compress
@@ -218,9 +160,33 @@ def prune(
 
 
 @app.command()
+def distill(
+    teacher: o.Teacher = None, student: o.Student = None, data: o.Data = None, loss: o.Loss = None,
+    temperature: o.Temperature = None, tap: o.Tap = None, mixup: o.Mixup = False, alone: o.Alone = False,
+    teacher_weights: o.TeacherWeights = None, weights: o.Weights = None, out: o.Out = None, input: o.Size = None,
+    seed: o.Seed = None, epochs: o.StudentEpochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None,
+    config: o.ConfigFile = None, trust: o.Trust = False, json: o.Json = False,
+) -> None:  # fmt: skip
+    """Trains a small network by what big ones know, and measures what it gained."""
+    from aerogel.compress import distill as run_distill
+    from aerogel.compress.distil_settings import parse_losses, parse_taps
+    from aerogel.compress.settings import resolve
+    from aerogel.export import parse_size
+
+    lesson = {"teacher": teacher or None, "teacher_weights": teacher_weights or None, "temperature": temperature,
+              "losses": parse_losses(loss) if loss else None, "taps": parse_taps(tap) if tap else None,
+              "mixup": mixup or None, "alone": alone or None}  # fmt: skip
+    options = {"verb": "distill", "model": student, "data": data, "weights": weights, "input": parse_size(input),
+               "seed": seed, "trust": trust or None, "train": recipe_options(epochs, batch_size, lr),
+               "distill": {name: value for name, value in lesson.items() if value is not None}}  # fmt: skip
+    found = run_distill(resolve(options, config), out, console(json))
+    finish(found, "", json, passed=found["verdict"]["pass"] is not False)
+
+
+@app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], trust: Trust = False,
-    json: Json = False,
+    run: Annotated[Path, typer.Argument(help="the folder a stopped run printed")], trust: o.Trust = False,
+    json: o.Json = False,
 ) -> None:  # fmt: skip
     """Finishes a run that was stopped."""
     from aerogel.compress import resume as run_resume
@@ -231,8 +197,8 @@ def resume(
 
 @data_app.command()
 def pack(
-    data: DataSpec, out: Annotated[Path, typer.Option(help="folder to write; never overwritten")], input: Size = None,
-    json: Json = False,
+    data: o.DataSpec, out: Annotated[Path, typer.Option(help="folder to write; never overwritten")],
+    input: o.Size = None, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Writes a set once as memory-mapped pixels, for --data packed:FOLDER, and measures how much faster that is."""
     from aerogel.data.pack import pack_and_measure
@@ -242,7 +208,7 @@ def pack(
 
 
 @data_app.command()
-def check(data: DataSpec, input: Size = None, json: Json = False) -> None:
+def check(data: o.DataSpec, input: o.Size = None, json: o.Json = False) -> None:
     """Reads every file of a set once and lists those that cannot be used; exit code 2 when there are any."""
     from aerogel.data.check import as_text
     from aerogel.data.check import check as check_set
@@ -254,8 +220,8 @@ def check(data: DataSpec, input: Size = None, json: Json = False) -> None:
 
 @app.command()
 def export(
-    model: Model, out: Annotated[Path, typer.Option(help="the .onnx file to write")], weights: Weights = None,
-    input: Size = None, trust: Trust = False, json: Json = False,
+    model: o.Model, out: Annotated[Path, typer.Option(help="the .onnx file to write")], weights: o.Weights = None,
+    input: o.Size = None, trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Writes a network as one ONNX file and checks that it computes the same."""
     from aerogel.compress.plain import export_and_check
@@ -269,9 +235,9 @@ def export(
 def verify(
     first: Annotated[Path, typer.Argument(help="a run, a saved folder, or an .onnx file")],
     second: Annotated[Path | None, typer.Argument(help="another one, to time against the first")] = None,
-    threads: Threads = None,
-    trust: Trust = False,
-    json: Json = False,
+    threads: o.Threads = None,
+    trust: o.Trust = False,
+    json: o.Json = False,
 ) -> None:
     """Checks a result again on this machine; given two files, times them interleaved."""
     from aerogel.compress.plain import compare_two, verify_folder
@@ -284,7 +250,7 @@ def verify(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="a run folder")], json: Json = False) -> None:
+def report(run: Annotated[Path, typer.Argument(help="a run folder")], json: o.Json = False) -> None:
     """Writes a run's report.html again from its report.json."""
     from aerogel.files import read_json
     from aerogel.report import terminal, write

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -18,6 +16,8 @@ from typing import Any
 
 from aerogel.compress.baseline import baseline
 from aerogel.compress.check import Checked, check
+from aerogel.compress.distilling import distill as distill
+from aerogel.compress.distilling import go_on
 from aerogel.compress.goal import goals_of
 from aerogel.compress.job import Job, lead, open_job
 from aerogel.compress.plan import plan
@@ -27,10 +27,11 @@ from aerogel.compress.scan import scan
 from aerogel.compress.settings import Settings, described
 from aerogel.compress.ship import ship
 from aerogel.compress.slim import slim
+from aerogel.compress.stages import finished, resumable, stage
 from aerogel.compress.story import tell
-from aerogel.console import Console, unexpected
-from aerogel.errors import AerogelError, Interrupted
-from aerogel.files import read_json, refuse_existing
+from aerogel.console import Console
+from aerogel.errors import AerogelError
+from aerogel.files import refuse_existing
 from aerogel.report import terminal, write
 from aerogel.train.distributed import restarted
 
@@ -69,14 +70,13 @@ def resume(path: Path, console: Console, trust: bool = False) -> dict[str, Any]:
     such code, or the data are not those it began with.
     """
     run = Run.open(path)
-    if "report" in run:
-        console.say("resume", f"{path} is finished; nothing is left to do")
-        report: dict[str, Any] = read_json(path / "report.json")
-        console.show(terminal(report))
+    if report := finished(run, console):
         return report
     if "check" not in run:
         raise AerogelError(f"resume: {path} is a stopped `aerogel train`; the same command as before goes on")
     run.check_code(trust)
+    if run.settings.verb == "distill":
+        return go_on(run, console)
     lead(run.settings, path)
     console.say("resume", f"{path}: {run.settings.title}  ->  {run.settings.goal}   done so far: {', '.join(run.done)}")
     job = open_job(run.settings, console, goals_of(run.settings))
@@ -86,11 +86,11 @@ def resume(path: Path, console: Console, trust: bool = False) -> dict[str, Any]:
 
 def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
     """The stages after the check; each returns at once when an earlier attempt finished it."""
-    with job.signals, _resumable(job, run):
-        with _stage(job, run, "baseline"):
+    with job.signals, resumable(job, run):
+        with stage(job, run, "baseline"):
             baseline(job, run)
         if job.settings.scan:
-            with _stage(job, run, "scan"):
+            with stage(job, run, "scan"):
                 scan(job, run)
         candidates = _made_smaller(job, run, checked) if job.goals else []
         report = tell(job, run, candidates)
@@ -106,38 +106,12 @@ def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
 def _made_smaller(job: Job, run: Run, checked: Checked) -> list[dict[str, Any]]:
     """The stages that need a goal; every candidate, the original first."""
     if job.settings.slimming:
-        with _stage(job, run, "slim"):
+        with stage(job, run, "slim"):
             slim(job, run)
-    with _stage(job, run, "plan"):
+    with stage(job, run, "plan"):
         planned = plan(job, run, checked)
-    with _stage(job, run, "cut and recover"):
+    with stage(job, run, "cut and recover"):
         candidates = recover(job, run, planned, checked.fractions.get("latency"))
-    with _stage(job, run, "ship"):
+    with stage(job, run, "ship"):
         ship(job, run, candidates)
     return candidates
-
-
-@contextmanager
-def _stage(job: Job, run: Run, name: str) -> Iterator[None]:
-    """Raises Interrupted when a signal came before it; what it takes is added to the run's record."""
-    job.signals.check()
-    with run.timed(name):
-        yield
-
-
-@contextmanager
-def _resumable(job: Job, run: Run) -> Iterator[None]:
-    """Whatever stops the stages inside, the user is told how to go on."""
-    again = f"`aerogel resume {quote(str(run.path))}`"
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        job.console.say("stopped", f"what was done is kept; {again} finishes it")
-        raise
-    except AerogelError:
-        config, verb = quote(str(run.path / "config.toml")), run.settings.verb
-        job.console.say("stopped", f"what was done is kept; once that is mended, {again} goes on")
-        job.console.say("", f"with other options, begin again: `aerogel {verb} --config {config} --lr ...`")
-        raise
-    except Exception as error:
-        raise AerogelError(unexpected(error, run.path / "error.txt")) from error

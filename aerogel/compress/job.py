@@ -112,17 +112,36 @@ class Job:
             self.console.say("warning", f"skipped a damaged checkpoint: {problem}")
         return state.step > 0
 
-    def fit(self, state: State, run: Run, stage: str, part: str, until: int | None = None) -> nn.Module:
-        """Trains to step `until` or to the end, with checkpoints in that part of the run; told under `stage`."""
+    def fit(
+        self, state: State, run: Run, stage: str, part: str, until: int | None = None,
+        after_epoch: Callable[[State], None] | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Trains to step `until` or to the end, with checkpoints in that part of the run; told under `stage`.
+
+        after_epoch: called with the state after every epoch, and at the end; it may save.
+        """
         folder = run.path / "checkpoints" / part
         check_room(folder, state)
         with self.console.progress(stage, state.total) as show:
             log = _Log(run, stage, show, max(1, state.total // EVENTS))
-            model = fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s, within=run.path),
-                        signals=self.signals, until=until,
-                        on_trouble=lambda text: self.console.say("warning", text))  # fmt: skip
+            for last in _pauses(state, until) if after_epoch else [until]:
+                model = fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s, within=run.path),
+                            signals=self.signals, until=last,
+                            on_trouble=lambda text: self.console.say("warning", text))  # fmt: skip
+                if after_epoch:
+                    after_epoch(state)
         log.tell(self.console)
         return model
+
+
+def _pauses(state: State, until: int | None) -> Iterator[int]:
+    """The ends of the epochs that are left, and of the training."""
+    end = state.total if until is None else until
+    while True:
+        last = min(end, (state.step // state.steps_per_epoch + 1) * state.steps_per_epoch)
+        yield last
+        if last == end:
+            return
 
 
 class _Log:
@@ -155,9 +174,11 @@ class _Log:
             self._run.note_speed(self._stage, found)
 
 
-def lead(settings: Settings, out: Path | None) -> None:
+def lead(settings: Settings, out: Path | None, prepare: Callable[[Job], object] | None = None) -> None:
     """Under torchrun: returns in rank 0, which runs the job; every other process trains along until that ends it, and
     exits with its code. Alone it only returns.
+
+    prepare: what else those processes need before they can, the modules of a teacher's code for instance.
 
     Raises AerogelError where a restart by torchrun could not find the run again.
     """
@@ -166,6 +187,8 @@ def lead(settings: Settings, out: Path | None) -> None:
     if crew().rank > 0:
         job = open_job(settings, Console(io.StringIO()))
         job.data.fingerprint()  # asked for at every training, and kept
+        if prepare:
+            prepare(job)
         sys.exit(follow(lambda payload: train_along(payload, job.data)))
 
 

@@ -76,7 +76,7 @@ class Run:
 
     def check_code(self, trust: bool) -> None:
         """Raises AerogelError when the run names code to import, was not begun here, and is not trusted."""
-        code = [text for text in (self.settings.model, self.settings.data) if _is_code(text)]
+        code = [text for text in self.settings.named if _is_code(text)]
         code += ["trust = true"] if self.settings.trust else []
         if code and not trust and not _mark(self.settings).exists():
             raise AerogelError(
@@ -117,6 +117,12 @@ class Run:
             total = spent.get(stage, 0.0) + time.monotonic() - began
             self._write({**self._state, "seconds": {**spent, stage: total}})
 
+    @property
+    def speed(self) -> dict[str, Any]:
+        """How fast each stage that trained did so."""
+        found: dict[str, Any] = self._state.get("speed", {})
+        return found
+
     def note_speed(self, stage: str, speed: dict[str, Any]) -> None:
         """How fast a stage trained; run["speed"][stage]."""
         self._write({**self._state, "speed": {**self._state.get("speed", {}), stage: speed}})
@@ -156,7 +162,7 @@ def _mark(settings: Settings) -> Path:
 
 def _note_begun(settings: Settings) -> None:
     """Of runs that import code. Where it cannot be written, the run can be resumed with --trust."""
-    if settings.trust or _is_code(settings.model) or _is_code(settings.data):
+    if settings.trust or any(map(_is_code, settings.named)):
         with suppress(OSError):
             _mark(settings).parent.mkdir(parents=True, exist_ok=True)
             _mark(settings).touch()

@@ -1,6 +1,7 @@
 """Everything a run depends on: the command line and --config, resolved; written back as config.toml.
 
 `compress` and `prune` are one job with other defaults. `method` is no setting but a name for several (METHODS).
+`distill` has a table of its own beside what it shares with them; its student is `model`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aerogel.compress.distil_settings import Distillation
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import split_source
 from aerogel.files import read_text
@@ -30,11 +32,19 @@ METHODS: dict[str, dict[str, Any]] = {
 } | {name: {"criterion": name, "slimming": False, "penalty": 0.0} for name in CRITERIA}
 
 
+CUTTING = (
+    "target", "max_drop", "schedule", "steps", "criterion", "ranking", "reduce", "normalize", "allow_inexact", "heads",
+    "slimming", "penalty", "slim", "scan", "scan_images", "round_to", "protect", "temperature", "hard_weight",
+    "soft_weight", "recover",
+)  # fmt: skip
+
+
 class Settings(BaseModel):
-    """The options of `compress` and `prune`. `resolve` makes paths absolute, so that `resume` works from anywhere."""
+    """The options of `compress`, `prune` and `distill`. `resolve` makes paths absolute, so that `resume` works from
+    anywhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    verb: Literal["compress", "prune"] = "compress"
+    verb: Literal["compress", "prune", "distill"] = "compress"
     model: str
     data: str
     target: list[str] = Field(default_factory=list)
@@ -66,6 +76,7 @@ class Settings(BaseModel):
     seconds: float = Field(4.0, gt=0)  # of the final latency comparison; none takes longer
     train: Recipe = Recipe()
     data_root: str | None = None  # $AEROGEL_DATA when the run began, or ./data
+    distill: Distillation | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -80,6 +91,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fitting(self) -> Settings:
+        if self.distill is not None and self.verb != "distill":
+            raise ValueError(f"the [distill] table is not for `aerogel {self.verb}`; leave it out, or distill")
+        if self.verb == "distill" and (odd := [name for name in CUTTING if getattr(self, name) != _default(name)]):
+            raise ValueError(f"distill cuts nothing: leave out {', '.join(odd)}; its own options stand under [distill]")
         if self.schedule == "one-shot" and self.steps != 1:
             raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
         if self.schedule == "gradual" and not self.recover:
@@ -94,12 +109,28 @@ class Settings(BaseModel):
         return self
 
     @property
+    def lesson(self) -> Distillation:
+        """Of a distillation. Raises AerogelError where its table is not given."""
+        if self.distill is None:
+            raise AerogelError("--teacher is missing; name a trained network, such as a folder `aerogel train` made")
+        return self.distill
+
+    @property
+    def taught_by(self) -> str:
+        return ", ".join(map(without_folders, self.lesson.teacher))
+
+    @property
+    def named(self) -> list[str]:
+        """Every MODEL and DATA."""
+        return [self.model, self.data, *(self.distill.teacher if self.distill else [])]
+
+    @property
     def short_model(self) -> str:
-        return _without_folders(self.model)
+        return without_folders(self.model)
 
     @property
     def title(self) -> str:
-        return f"{self.short_model} on {_without_folders(self.data)}"
+        return f"{self.short_model} on {without_folders(self.data)}"
 
     @property
     def goal(self) -> str:
@@ -124,10 +155,17 @@ class Settings(BaseModel):
         return "slimming" if self.slimming else self.criterion
 
 
+def _default(name: str) -> Any:
+    return Settings.model_fields[name].get_default(call_default_factory=True)
+
+
+TABLES: dict[str, type[BaseModel]] = {"train": Recipe, "distill": Distillation}
+
+
 def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
     """Command line over the --config file over the defaults. Raises AerogelError naming the option at fault.
 
-    options: {option: value}, None where nothing was given; "train" holds a dict of recipe options.
+    options: {option: value}, None where nothing was given; "train" and "distill" hold dicts of those tables' options.
     A seed given for the whole is the recipe's too, unless the file names another one there.
     """
     held = _spelled(read_toml(config) if config else {})
@@ -138,7 +176,10 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
     if isinstance(recipe, dict):
         seeds = [{"seed": source["seed"]} if "seed" in source else {} for source in (held, given)]
         recipe = {**seeds[0], **recipe, **seeds[1], **given.get("train", {})}
-    return _located(validated({**held, **given, "train": recipe}))
+    tables = {"train": recipe}
+    if "distill" in given and isinstance(held.get("distill", {}), dict):
+        tables["distill"] = held.get("distill", {}) | given["distill"]
+    return _located(validated({**held, **given, **tables}))
 
 
 def described(settings: Settings) -> str:
@@ -180,12 +221,16 @@ def validated(values: Mapping[str, Any], source: str = "") -> Settings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "missing" and where in MISSING:
+            if where == "model" and values.get("verb") == "distill":
+                raise AerogelError(
+                    f"{source}--student is missing; name the network to train, such as lenet5"
+                ) from error
             raise AerogelError(f"{source}{where} is missing; {MISSING[where]}, or give it in --config") from error
         if first["type"] == "extra_forbidden":
-            known = Recipe.model_fields if where.startswith("train.") else Settings.model_fields
+            known = TABLES.get(where.partition(".")[0], Settings).model_fields
             hint = nearest(where.rpartition(".")[2], known)
             raise AerogelError(f"{source}option {where!r} is unknown; {hint}") from error
-        if not where:  # options that do not go together
+        if not where or (where == "distill" and first["type"] == "value_error"):  # options that do not go together
             raise AerogelError(f"{source}{first['msg'].removeprefix('Value error, ')}") from error
         raise AerogelError(f"{source}option {where}: {first['msg']}, got {first.get('input')!r}") from error
 
@@ -205,7 +250,8 @@ def to_toml(settings: Settings) -> str:
 
     Raises AerogelError when they cannot: TOML has no null, so what is None is left out and read as the default.
     """
-    text = tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+    others = set(CUTTING) if settings.verb == "distill" else set()
+    text = tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True, exclude=others))
     if validated(tomllib.loads(text)) != settings:
         raise AerogelError(
             "config.toml cannot hold train.clip = None; give a norm that is never reached, as clip = 1e9"
@@ -216,13 +262,26 @@ def to_toml(settings: Settings) -> str:
 def _located(settings: Settings) -> Settings:
     """The same with every path made absolute, seen from the current folder."""
     root = os.environ.get("AEROGEL_DATA") or settings.data_root or ("data" if Path("data").is_dir() else None)
-    changes = {
-        "model": _absolute(settings.model) if Path(settings.model).is_dir() else _located_factory(settings.model),
+    changes: dict[str, Any] = {
+        "model": _located_model(settings.model),
         "data": _located_factory(settings.data),
         "weights": settings.weights and _located_weights(settings.weights),
         "data_root": root and _absolute(root),
     }
+    if settings.distill is not None:
+        lesson, own = settings.distill, dict[str, Any]()
+        own["teacher"] = [_located_model(text) for text in lesson.teacher]
+        own["teacher_weights"] = [_located_weights(text) for text in lesson.teacher_weights]
+        changes["distill"] = lesson.model_copy(update=own)
     return settings.model_copy(update=changes)
+
+
+def _located_model(text: str) -> str:
+    """A folder, `file.py:name` and `hf:PATH` with an absolute path; any other text as it is."""
+    kind, _, path = text.partition(":")
+    if kind == "hf" and path and Path(path).exists():
+        return f"hf:{_absolute(path)}"
+    return _absolute(text) if Path(text).is_dir() else _located_factory(text)
 
 
 def _located_factory(text: str) -> str:
@@ -244,6 +303,6 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _without_folders(text: str) -> str:
+def without_folders(text: str) -> str:
     """`folder:/home/me/pets` as `folder:pets`."""
     return re.sub(r"[^:]*/", "", text)

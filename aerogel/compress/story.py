@@ -18,26 +18,9 @@ from aerogel.graph import capture
 
 def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
     """The report of a run whose result is shipped, or whose scan is done where there was no goal (no candidates)."""
-    environment = read_json(run.path / "environment.json")
     path, settings = quote(str(run.path)), job.settings
     repeat = [f"aerogel {settings.verb} --config {path}/config.toml"]
-    report = {
-        "version": 1,
-        "title": job.settings.title,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": environment.pop("command"),
-        "run": str(run.path),
-        "environment": environment,
-        "data": {
-            "name": job.data.name,
-            "fingerprint": f"sha256:{job.data.fingerprint()}",
-            **{split: len(getattr(job.data, split)) for split in ("train", "val", "test")},
-        },
-        "bad_files": [list(row) for row in job.data.bad_files],
-        "curves": _curves(run),
-        "stages": _stages(run, candidates),
-        "repeat": repeat,
-    }
+    report = facts(job, run) | {"curves": curves_of(run), "stages": _stages(run, candidates), "repeat": repeat}
     if settings.scan:
         report["scan"] = run["scan"]
     if not candidates:
@@ -51,6 +34,25 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
         "cut": {key: candidates[-1][key] for key in ("max_error", "frozen", "inexact", "difference")},
         "layers": _layers(job, run),
         **run["ship"],
+    }
+
+
+def facts(job: Job, run: Run) -> dict[str, Any]:
+    """What the report of any run begins with."""
+    environment = read_json(run.path / "environment.json")
+    return {
+        "version": 1,
+        "title": job.settings.title,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": environment.pop("command"),
+        "run": str(run.path),
+        "environment": environment,
+        "data": {
+            "name": job.data.name,
+            "fingerprint": f"sha256:{job.data.fingerprint()}",
+            **{split: len(getattr(job.data, split)) for split in ("train", "val", "test")},
+        },
+        "bad_files": [list(row) for row in job.data.bad_files],
     }
 
 
@@ -107,7 +109,7 @@ def _row(a: Layer, b: Layer) -> dict[str, Any]:
     return row
 
 
-def _curves(run: Run) -> list[dict[str, Any]]:
+def curves_of(run: Run) -> list[dict[str, Any]]:
     """Training losses from events.jsonl.
 
     A torn last line (a killed run) is passed over; of steps done twice (a resumed run) the later record counts.
@@ -121,10 +123,10 @@ def _curves(run: Run) -> list[dict[str, Any]]:
         if "train" in event:
             losses = {name: value for name, value in event.items() if name not in ("time", "train", "step")}
             stages.setdefault(event["train"], {})[event["step"]] = losses
-    return [_curve(stage, dict(sorted(points.items()))) for stage, points in stages.items()]
+    return [curve_of(stage, dict(sorted(points.items()))) for stage, points in stages.items()]
 
 
-def _curve(stage: str, points: dict[int, dict[str, float]]) -> dict[str, Any]:
+def curve_of(stage: str, points: dict[int, dict[str, float]]) -> dict[str, Any]:
     names = dict.fromkeys(name for losses in points.values() for name in losses)
     series = {name: [losses.get(name) for losses in points.values()] for name in names}
     return {"name": stage, "x": list(points), "series": series}

@@ -1,5 +1,6 @@
 """Models on disk: saved folders without pickle, and the files an inference runtime runs."""
 
+from aerogel.export.hf import load_hf as load_hf
 from aerogel.export.hf import parse_size as parse_size
 from aerogel.export.models import Opened as Opened
 from aerogel.export.models import example_inputs as example_inputs

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from aerogel import nets
 from aerogel.errors import AerogelError, nearest
+from aerogel.files import read_json
 from aerogel.graph.capture import quiet
 from aerogel.imports import one_line
 
@@ -64,6 +65,40 @@ def open_hf(text: str) -> nn.Module:
                 ) from error
             raise AerogelError(f"model {text!r} cannot be built: {one_line(error)}; change that entry") from error
     return model.eval()
+
+
+def load_hf(text: str) -> tuple[nn.Module, tuple[float, ...] | None, tuple[float, ...] | None]:
+    """`hf:FOLDER`, a classifier as Hugging Face saves one, with its weights, in eval mode; and the mean and std of the
+    folder's preprocessor_config.json, None without one.
+
+    Read from this machine, safetensors alone. Raises AerogelError when it is no such folder, or cannot be read.
+    """
+    folder = _path(text.removeprefix(PREFIX))
+    if folder is None or not (folder / "config.json").is_file():
+        raise AerogelError(
+            f"model {text!r} has no weights: it is no folder with config.json and model.safetensors; save the network "
+            "with save_pretrained(FOLDER) and name hf:FOLDER, as nothing is downloaded"
+        )
+    transformers = _transformers()
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+            build: Any = _builder(transformers, text, config, (getattr(config, "architectures", None) or [None])[0])
+            network = getattr(build, "__self__", transformers.AutoModel)
+            model, told = network.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
+    except AerogelError:
+        raise
+    except Exception as error:  # whatever lies in the folder
+        raise AerogelError(f"model {text!r} cannot be loaded: {one_line(error)}; is it whole?") from error
+    if lacking := sorted(map(str, told["missing_keys"])):
+        raise AerogelError(f"model {text!r}: its weights lack {lacking[0]}; train that head, and save it again")
+    file = folder / "preprocessor_config.json"
+    held = read_json(file) if file.is_file() else {}
+    mean, std = (tuple(held[key]) if isinstance(held.get(key), list) else None for key in ("image_mean", "image_std"))
+    return model.eval(), mean, std
 
 
 def hf_inputs(model: nn.Module, given: str | None) -> dict[str, Tensor]:
