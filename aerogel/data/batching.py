@@ -23,8 +23,12 @@ from aerogel.errors import AerogelError, nearest
 
 
 class Batch(NamedTuple):
+    """keys: epoch * N + the image's place in its split. With one seed, augmentation and batch size each stands for one
+    image, changed in one way; None where nobody counts them."""
+
     inputs: torch.Tensor  # float32 (n, C, H, W), normalised
     labels: torch.Tensor  # int64 (n,)
+    keys: torch.Tensor | None = None  # int64 (n,)
 
 
 def batch_count(n: int, batch_size: int) -> int:
@@ -101,7 +105,8 @@ def batches(
         share = _Share(part, order, batch_size, seed, epoch, change, slice(rank, None, ranks))
         made = by_workers(share.images, numbers, workers) if workers and numbers else map(share.images, numbers)
         for number, images in zip(numbers, made, strict=True):
-            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[share.rows(number)])
+            rows = share.rows(number)
+            yield Batch(normalise(images, dataset.mean, dataset.std), part.labels[rows], epoch * len(part) + rows)
 
     return produce()
 

@@ -46,7 +46,7 @@ class Evidence:
 
 def gather(
     model: nn.Module,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[tuple[Any, ...]],
     *,
     loss: Loss = F.cross_entropy,
     draw: Draw | None = None,
@@ -69,7 +69,7 @@ def gather(
     sums = _Sums(model)
     generator = torch.Generator().manual_seed(seed)
     with _differentiable(model) as weights, evaluating(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        for inputs, labels in batches:
+        for inputs, labels, *_ in batches:
             inputs, labels = (_on(sums.device, x) for x in (inputs, labels))
             with sums if "activations" in kinds else contextlib.nullcontext():
                 outputs = _answer(model, inputs)

@@ -26,7 +26,7 @@ from aerogel.data.batching import batch_rows
 from aerogel.data.files import Lazy
 from aerogel.errors import AerogelError
 from aerogel.graph import evaluating
-from aerogel.train.distributed import ALONE, Losses, World, current, joined, lost_processes, norms_synced, summed
+from aerogel.train.distributed import ALONE, Losses, World, current, joined, lost_processes, norms_synced, summing
 from aerogel.train.objective import Objective
 from aerogel.train.recipe import Recipe, learning_rate
 
@@ -144,9 +144,7 @@ def _first_images(data: Dataset, recipe: Recipe) -> Batch:
     """Two or three images of the first batch, as training will see them."""
     ranks = max(1, len(data.train) // batch_count(len(data.train), recipe.batch_size) // 2)
     augment = data.augment if recipe.augment is None else recipe.augment
-    return next(
-        batches(data, "train", recipe.batch_size, seed=recipe.seed, shuffle=True, augment=augment, ranks=ranks)
-    )
+    return next(batches(data, "train", recipe.batch_size, seed=recipe.seed, shuffle=True, augment=augment, ranks=ranks))
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
@@ -239,10 +237,7 @@ def _update(
     recipe, optimizer = state.recipe, state.optimizer
     for group in optimizer.param_groups:
         group["lr"] = lr
-    sums = _gradients(state, batch, network, world, rows)
-    ill = float(not math.isfinite(nn.utils.get_total_norm(_statistics(state.model)).item()))
-    *held, ill, stop, save = summed([*sums.values(), ill, *asked], world)
-    values = dict(zip(sums, held, strict=True))
+    values, (ill, stop, save) = _gradients(state, batch, network, world, rows, asked)
     _check_finite("loss", values, state)
     if ill:
         _check_finite("statistic of a norm", {"buffers": math.nan}, state)
@@ -266,15 +261,22 @@ def _update(
     return values, stop > 0, save > 0
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """The running means and variances of batch norms. (Another buffer may hold infinities, as a mask does.)"""
+def _ill(model: nn.Module) -> float:
+    """1 where a running mean or variance of a batch norm is no number. (Another buffer may hold infinities, as a mask
+    does.)"""
     norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    held = (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
-    return [buffer for buffer in held if buffer is not None]
+    held = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    return float(not math.isfinite(nn.utils.get_total_norm(held).item()))
 
 
-def _gradients(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
-    """Leaves the gradients in the weights; the losses, this rank's share of them. In as many parts as memory asks for.
+Told = tuple[dict[str, float], list[float]]
+
+
+def _gradients(
+    state: State, batch: Batch, network: nn.Module, world: World, rows: int, asked: tuple[float, ...]
+) -> Told:
+    """Leaves the gradients in the weights; the whole batch's losses, and (whether a norm's statistics are ill, *asked)
+    summed over all ranks. In as many parts as memory asks for.
 
     Raises AerogelError when not even an eighth of the batch fits, and where several processes would have to agree.
     """
@@ -287,7 +289,7 @@ def _gradients(state: State, batch: Batch, network: nn.Module, world: World, row
             if gpus:
                 torch.cuda.manual_seed(seed)
             try:
-                return _in_parts(state, batch, network, world, rows)
+                return _in_parts(state, batch, network, world, rows, asked)
             except (MemoryError, RuntimeError) as error:
                 if not _is_of_memory(error):
                     raise
@@ -303,9 +305,12 @@ def _gradients(state: State, batch: Batch, network: nn.Module, world: World, row
         state.parts = min(2 * state.parts, len(batch.labels))
 
 
-def _in_parts(state: State, batch: Batch, network: nn.Module, world: World, rows: int) -> dict[str, float]:
+def _in_parts(
+    state: State, batch: Batch, network: nn.Module, world: World, rows: int, asked: tuple[float, ...]
+) -> Told:
     state.model.train()
     sums: dict[str, float] = {}
+    held: Callable[[], list[float]] = list
     count = max(1, min(state.parts, rows // world.ranks))  # as many in every process, whose shares differ by one
     columns = ([None] * count if x is None else x.tensor_split(count) for x in batch)
     parts = [Batch._make(row) for row in zip(*columns, strict=True)]
@@ -317,13 +322,16 @@ def _in_parts(state: State, batch: Batch, network: nn.Module, world: World, rows
             with _autocast(state.recipe, world.device.type):
                 losses = network(part)
             _check_scalars(losses)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + weight * value.item()
+            if last:  # sent around while the backward pass runs
+                held = summing([*sums.values(), _ill(state.model), *asked], world)
             total = torch.stack(list(losses.values())).sum() * (
                 weight * world.ranks
             )  # gradients are averaged over ranks
             state.scaler.scale(total).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + weight * value.item()
-    return sums
+    found = held()
+    return dict(zip(sums, found, strict=False)), found[len(sums) :]
 
 
 def _is_of_memory(error: BaseException) -> bool:

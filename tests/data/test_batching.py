@@ -210,3 +210,14 @@ def test_normalise_refuses_what_does_not_fit() -> None:
         normalise(images, (0.5,), (0.0,))
     with pytest.raises(AerogelError, match="finite"):
         normalise(images, (float("nan"),), (1.0,))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_keys_say_which_image_in_which_pass(ranks: int) -> None:
+    few = numbered(23)  # its labels are the images' places
+    for epoch in (0, 3):
+        for rank in range(ranks):
+            options = {"seed": 2, "epoch": epoch, "shuffle": True, "rank": rank, "ranks": ranks}
+            for batch in batches(few, "train", 5, **options):
+                assert batch.keys is not None
+                assert torch.equal(batch.keys, batch.labels + 23 * epoch)

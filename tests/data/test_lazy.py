@@ -76,7 +76,7 @@ def test_batches_do_not_depend_on_workers_nor_on_where_the_pixels_are(
 def test_ranks_with_workers_share_each_batch(both: tuple[Dataset, Dataset]) -> None:
     held, lazy = both
     parts = [all_of(lazy, workers=1, rank=rank, ranks=2) for rank in range(2)]
-    for number, (inputs, labels) in enumerate(all_of(held)):
+    for number, (inputs, labels, _) in enumerate(all_of(held)):
         for rank in range(2):
             assert torch.equal(parts[rank][number][0], inputs[rank::2])
             assert torch.equal(parts[rank][number][1], labels[rank::2])

@@ -48,7 +48,7 @@ def score(
     *,
     layers: Sequence[str] = ("*",),
     protect: Sequence[str] = (),
-    batches: Iterable[tuple[Any, Any]] | None = None,
+    batches: Iterable[tuple[Any, ...]] | None = None,
     earlier: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """{weight: score of its shape}, the lowest to go first, of what `prunable` names.

@@ -13,7 +13,7 @@ from aerogel.errors import AerogelError
 from aerogel.graph import evaluating
 
 
-def mean_gradients(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+def mean_gradients(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> dict[str, Tensor]:
     """{name: gradient of the cross-entropy, the mean over batches}; the network is in eval mode and left as it was.
 
     Raises AerogelError for no batch, and for a loss that is not finite.
@@ -22,7 +22,7 @@ def mean_gradients(model: nn.Module, batches: Iterable[tuple[Any, Any]]) -> dict
     sums: dict[str, Tensor] = {}
     count = 0
     with evaluating(model), torch.enable_grad():
-        for inputs, labels in batches:
+        for inputs, labels, *_ in batches:
             loss = F.cross_entropy(model(inputs), labels)
             if not torch.isfinite(loss):
                 raise AerogelError(f"mean_gradients: the loss must be finite, got {loss.item()}; check the weights")
