@@ -128,8 +128,8 @@ def trained(
 
 def distorted(images: Tensor, seed: int, strength: float = 1.0) -> Tensor:
     """uint8 (n, 1, H, W), each image turned, scaled, moved and bent at random: affine up to 10 degrees, 10 % and 1.5
-    pixels; elastic as in Simard, Steinkraus, Platt 2003, displacements smoothed by a Gaussian of 4 pixels, about a pixel
-    large. strength: on all of them."""
+    pixels; elastic as in Simard, Steinkraus, Platt 2003, displacements smoothed by a Gaussian of 4 pixels, about one
+    pixel large. strength: on all of them."""
     generator = torch.Generator().manual_seed(seed)
     side, out = images.shape[-1], []
     places = torch.arange(float(side))

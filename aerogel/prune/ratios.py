@@ -39,7 +39,7 @@ def fixed_counts(coupling: Coupling, ratios: Mapping[str, float]) -> dict[str, i
     Raises CutError for a pattern that names nothing, or nothing that can be cut, and for two that name one group.
     """
     check_ratios(ratios)
-    reads = _reads(coupling.graph)
+    reads = reads_of(coupling.graph)
     names = {group.name: _makers(group, reads) for group in coupling.groups}
     fixed: dict[str, tuple[str, int]] = {}
     for pattern, share in ratios.items():
@@ -76,7 +76,7 @@ def _makers(group: Group, reads: set[Dim]) -> set[str]:
     return {group.name}.union(*(names_of(member.target) for member in made))
 
 
-def _reads(graph: Graph) -> set[Dim]:
+def reads_of(graph: Graph) -> set[Dim]:
     """The dimensions of weights that run over what a layer reads."""
     found = set()
     for op in graph.ops:
