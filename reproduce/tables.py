@@ -170,6 +170,60 @@ def slimming_cifar() -> str:
     return "\n".join([*lines, "", f"One seed; {last['hardware']}, {last['date']}; `{last['command']}` and so on."])
 
 
+HINTON = {
+    "teacher": "teacher 784-1200-1200-10: dropout, max-norm, images moved by up to 2 pixels",
+    "student_hard": "student 784-800-800-10, labels alone",
+    "student_soft_T20": "student, the teacher's soft targets alone, T = 20, images not moved",
+    "no_threes": "the same without 3s",
+    "no_threes_on_3s": "of these on the 1,010 threes",
+    "no_threes_bias_validation": "bias of 3 raised, by validation",
+    "no_threes_bias_validation_on_3s": "of these on the threes",
+    "no_threes_bias_test": "bias of 3 raised, *by the test images*, as in the paper",
+    "no_threes_bias_test_on_3s": "of these on the threes",
+    "only_7_8": "7s and 8s alone",
+    "only_7_8_bias_validation": "biases of 7 and 8 lowered, by validation",
+    "only_7_8_bias_test": "biases of 7 and 8 lowered, *by the test images*, as in the paper",
+    "cnn": "one convolutional teacher of the student below, 0.65 M parameters",
+    "cnn_ensemble": "these teachers together",
+    "student_best": "**student 784-800-800-10, function matching on views, no labels**",
+}
+
+
+def hinton2015() -> str:
+    """Test errors of 10,000 beside the paper's."""
+    held = {row["row"]: row for row in rows(RESULTS / "hinton2015_mnist.json")}
+    lines = ["| network | paper | ours, mean ± sd | by seed |", "|---|---|---|---|"]
+    for name, title in HINTON.items():
+        if name not in held:
+            continue
+        one = held[name]
+        spread = f" ± {one['sd']:.1f}" if one["sd"] is not None else ""
+        by_seed = " ".join(f"{value:.0f}" for _, value in sorted(zip(one["seeds"], one["ours"], strict=True)))
+        paper = f"{one['paper']:.0f}" if one["paper"] is not None else ""
+        lines.append(f"| {title} | {paper} | {one['mean']:.1f}{spread} | {by_seed} |")
+    if len(lines) == 2:
+        return "Not measured yet."
+    last = list(held.values())[-1]
+    return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
+
+
+def hinton2015_grid() -> str:
+    """Validation errors by width (rows) and temperature (columns)."""
+    held = {row["row"]: row for row in rows(RESULTS / "hinton2015_mnist.json") if row["row"].startswith("grid_")}
+    cells = {tuple(map(float, name.removeprefix("grid_").split("_T"))): row for name, row in held.items()}
+    temperatures = sorted({temperature for _, temperature in cells})
+    lines = [
+        "| units | " + " | ".join(f"T = {temperature:g}" for temperature in temperatures) + " |",
+        "|---" * (len(temperatures) + 1) + "|",
+    ]
+    for width in sorted({width for width, _ in cells}):
+        row = (cells.get((width, temperature)) for temperature in temperatures)
+        shown = (f"{one['mean']:.0f}" + (f" ± {one['sd']:.0f}" if one["sd"] else "") if one else "" for one in row)
+        lines.append(f"| {width:.0f} | {' | '.join(shown)} |")
+    seeds = max((len(row["ours"]) for row in held.values()), default=0)
+    return "\n".join([*lines, "", f"Errors of 10,000 validation images, {seeds} seeds."])
+
+
 PAGE = ROOT / "docs" / "slimming.md"
 TABLES = {
     "first_light": (ROOT / "README.md", first_light),
@@ -177,8 +231,12 @@ TABLES = {
     "liu2017_slimming": (PAGE, slimming),
     "slimming_tuning": (PAGE, slimming_tuning),
     "slimming_cifar": (PAGE, slimming_cifar),
+    "hinton2015": (ROOT / "docs" / "hinton2015.md", hinton2015),
+    "hinton2015_grid": (ROOT / "docs" / "hinton2015.md", hinton2015_grid),
 }
-SOURCES = dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming")  # result files of other names
+SOURCES = dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming") | dict.fromkeys(
+    ("hinton2015", "hinton2015_grid"), "hinton2015_mnist"
+)  # result files of other names
 
 
 def main() -> None:
