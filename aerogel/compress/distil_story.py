@@ -24,9 +24,15 @@ def tell(job: Job, run: Run) -> dict[str, Any]:
         "title": f"{settings.short_model} taught by {settings.taught_by} on {job.data.name}",
         "method": settings.lesson.described,
         "verdict": {"pass": None if found["parity"]["ok"] else False, "text": _verdict(found), "goals": []},
-        "distillation": {key: found[key] for key in ("networks", "gap", "gain", "latency") if key in found}
-        | {"classes": list(job.data.classes), "confusion": found["confusion"], "reliability": found["reliability"]}
-        | {"members": run["teacher"]["members"], "losses": dict(settings.lesson.losses)},
+        "distillation": {
+            **{
+                key: found[key]
+                for key in ("networks", "gap", "gain", "latency", "confusion", "reliability")
+                if key in found
+            },
+            "members": run["teacher"]["members"],
+            "losses": dict(settings.lesson.losses),
+        },
         "parity": found["parity"],
         "curves": _curves(job, run),
         "stages": _stages(run),
@@ -37,20 +43,24 @@ def tell(job: Job, run: Run) -> dict[str, Any]:
 def _verdict(found: dict[str, Any]) -> str:
     """`student 98.90 %, teacher 99.36 %; student behind its teacher by 0.46 pt [0.20, 0.72]; ...`."""
     accuracy = {network["name"]: network["accuracy"]["value"] for network in found["networks"]}
-    gap = found["gap"]
     parts = [
         f"student {accuracy['student']:.2f} %, teacher {accuracy['teacher']:.2f} %",
-        f"student behind its teacher by {_points(gap)}",
+        f"student {_against(found['gap'], 'behind', 'ahead of')} its teacher",
     ]
     if "gain" in found:
-        parts.append(f"ahead of labels alone ({accuracy['labels alone']:.2f} %) by {_points(found['gain'])}")
+        alone = f"labels alone ({accuracy['labels alone']:.2f} %)"
+        parts.append(f"{_against(found['gain'], 'ahead of', 'behind')} {alone}")
     if not found["parity"]["ok"]:
         parts.append("the exported file gives other answers than the model")
     return "; ".join(parts)
 
 
-def _points(interval: dict[str, float]) -> str:
-    return f"{interval['value']:.2f} pt [{interval['low']:.2f}, {interval['high']:.2f}]"
+def _against(points: dict[str, float], more: str, less: str) -> str:
+    """`0.46 pt [0.20, 0.72] behind`; the other word, and the signs turned, for what is below 0."""
+    value, low, high = points["value"], points["low"], points["high"]
+    if value < 0:
+        value, low, high, more = -value, -high, -low, less
+    return f"{value:.2f} pt [{low:.2f}, {high:.2f}] {more}"
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

@@ -9,34 +9,26 @@ from __future__ import annotations
 
 import copy
 import shutil
-import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aerogel.compress.distil_story import tell
 from aerogel.compress.job import Job, lead, open_job
+from aerogel.compress.measure import correct_on
 from aerogel.compress.run import RESULT, Run, is_run
 from aerogel.compress.settings import Settings
-from aerogel.compress.ship import SAMPLES
+from aerogel.compress.ship import parity_text
 from aerogel.compress.stages import finished, resumable, stage
-from aerogel.compress.teaching import Logits, School, open_school, open_teachers
+from aerogel.compress.teaching import School, open_school, open_teachers
+from aerogel.compress.worth import confused, counts, heard, judged, parity_of, reliability, right_on, seen, timed, worth
 from aerogel.console import Console
-from aerogel.cost import count
-from aerogel.cost.latency import compare
-from aerogel.data import batches, normalise
-from aerogel.distill.agreement import agreement, calibration, calibration_error, confusion
-from aerogel.errors import AerogelError
-from aerogel.export.onnx import export_onnx
 from aerogel.export.saved import read_tensors, write_tensors
-from aerogel.export.verify import check_parity
 from aerogel.files import refuse_existing, replacing
-from aerogel.graph import capture
 from aerogel.report import terminal, write
 from aerogel.stats import accuracy_interval, paired_drop
 from aerogel.train import HardLabels, Objective, State, load_checkpoint, predict, save_checkpoint, start
@@ -44,7 +36,6 @@ from aerogel.train.distributed import restarted
 
 TEACHER, STUDENT, ALONE = "teacher", "distil", "alone"  # stages that train, and parts of candidates/
 EVERY = 60.0  # seconds between two checkpoints, at the end of an epoch
-COUNTS = ("params", "macs", "flops", "access_bytes", "peak_bytes")
 
 
 def distill(settings: Settings, out: Path | None, console: Console) -> dict[str, Any]:
@@ -115,6 +106,22 @@ def _finish(job: Job, run: Run, school: School) -> dict[str, Any]:
     return report
 
 
+def check_again(run: Run, console: Console) -> dict[str, Any]:
+    """The shipped file against its model, and against the accuracy that the report tells, here and now."""
+    job = open_job(run.settings, console)
+    run.check_data(job.data)
+    folder = run.path / RESULT
+    parity = parity_of(job, job.load(folder), folder)
+    told = next(one for one in run["ship"]["networks"] if one["name"] == "student")["accuracy"]
+    found = accuracy_interval(correct_on(job, folder / "model.onnx", "test"))
+    passed = parity["ok"] and told["low"] <= found.value <= told["high"]
+    word = "PASS" if passed else "FAIL"
+    text = (
+        f"{word}   top-1 {found.value:.2f} % by the file, {told['value']:.2f} % when it was made\n{parity_text(parity)}"
+    )
+    return {"pass": passed, "text": text, "parity": parity, "accuracy": asdict(found)}
+
+
 # ---------------------------------------------------------------- the stages
 
 
@@ -126,18 +133,22 @@ def ask(job: Job, run: Run, school: School) -> dict[str, Tensor]:
     file = run.path / "checkpoints" / TEACHER / "logits.safetensors"
     if TEACHER in run and file.exists():
         return read_tensors(file)
-    heard = {split: _heard(job, school, split) for split in ("val", "test")}
-    answers = {split: school.teacher.combined(members, 1.0) for split, members in heard.items()}
+    said = {split: heard(job, school, split) for split in ("val", "test")}
+    answers = {split: school.teacher.combined(members, 1.0) for split, members in said.items()}
     members = [
-        {"name": one.name, **{f"{split} accuracy": _right(job, split, heard[split][i]) for split in heard}}
+        {
+            "name": one.name,
+            "val_accuracy": right_on(job, "val", said["val"][i]),
+            "accuracy": right_on(job, "test", said["test"][i]),
+        }
         for i, one in enumerate(school.teachers)
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temp:
         write_tensors(answers, temp)
-    found = _judged(job, answers, answers) | {"members": members}
+    found = judged(job, answers, answers) | {"members": members}
     low, chance = found["accuracy"]["low"], 100 / job.data.num_classes
-    job.console.say(TEACHER, _worth(found))
+    job.console.say(TEACHER, worth(found))
     if low <= chance:
         job.console.say("warning", f"the teacher answers no better than by chance ({chance:.3g} %): is it trained?")
     run[TEACHER] = found
@@ -159,7 +170,7 @@ def learn(job: Job, run: Run, name: str, objective: Objective, answers: dict[str
         load_checkpoint(watch.folder, state, best=True)
         model = state.result.eval()
     job.save(model, run.clear("candidates", name), onnx=False)
-    found = _seen(job, model, answers["val"])
+    found = seen(job, model, answers["val"])
     epoch = state.step / state.steps_per_epoch
     job.console.say(name, f"validation {found['val_accuracy']:.2f} %   agreement {found['agreement']:.2f} %   "
                     f"ECE {found['ece']:.2f} %   after {epoch:g} epochs")  # fmt: skip
@@ -176,7 +187,7 @@ class _Watch:
         self._keep_best, self._best, self._saved = keep_best, -1.0, time.monotonic()
 
     def __call__(self, state: State) -> None:
-        found = _seen(self._job, state.result, self._answers)
+        found = seen(self._job, state.result, self._answers)
         self._run.event(train=f"{self._name}, validation", step=state.step, **found)
         score = found["val_accuracy"]
         better = self._keep_best and score > self._best
@@ -196,102 +207,27 @@ def ship(job: Job, run: Run, school: School, answers: dict[str, Tensor]) -> None
     if job.settings.lesson.alone:
         models["labels alone"] = job.load(run.path / "candidates" / ALONE)
     logits = {name: {split: predict(model, job.data, split) for split in answers} for name, model in models.items()}
-    networks = [{"name": "teacher", "what": job.settings.taught_by, **run[TEACHER], **_counts(job, school.models)}]
+    taught = {key: value for key, value in run[TEACHER].items() if key != "members"}
+    networks = [{"name": "teacher", "what": job.settings.taught_by, **taught, **counts(job, school.models)}]
     for name, given in logits.items():
-        networks.append({"name": name, "what": job.settings.short_model, **_judged(job, given, answers)})
-    networks[2] |= _counts(job, [student])
+        networks.append({"name": name, "what": job.settings.short_model, **judged(job, given, answers)})
+    networks[2] |= counts(job, [student])
     labels = job.data.test.labels
     right = {name: (given["test"].argmax(1) == labels).numpy() for name, given in logits.items()}
     right["teacher"] = (answers["test"].argmax(1) == labels).numpy()
     found: dict[str, Any] = {
         "networks": networks,
         "gap": asdict(paired_drop(right["teacher"], right["student"])),
-        "confusion": confusion(logits["student"]["test"], answers["test"]).tolist(),
+        "confusion": confused(job, logits["student"]["test"], answers["test"]),
         "reliability": {
-            name: {key: value.tolist() for key, value in vars(calibration(given, labels)).items()}
-            for name, given in (("teacher", answers["test"]), ("student", logits["student"]["test"]))
+            "teacher": reliability(job, answers["test"]),
+            "student": reliability(job, logits["student"]["test"]),
         },
     }
     if "labels alone" in right:
         found["gain"] = asdict(paired_drop(right["student"], right["labels alone"]))
     metrics = {"accuracy": networks[2]["accuracy"], "data": job.settings.data, "taught_by": job.settings.taught_by}
     folder = job.save(student, run.clear(RESULT), metrics=metrics)
-    found |= {"parity": _parity(job, student, folder), **_timed(job, school, folder)}
-    job.console.say("ship", f"{folder}: {_worth(networks[2])}")
+    found |= {"parity": parity_of(job, student, folder), **timed(job, school, folder)}
+    job.console.say("ship", f"{folder}: {worth(networks[2])}")
     run["ship"] = found
-
-
-# ---------------------------------------------------------------- what they are worth
-
-
-def _heard(job: Job, school: School, split: str) -> Tensor:
-    """Each teacher's logits of a split: (K, n, classes)."""
-    found = []
-    for batch in batches(job.data, split, 256):
-        job.signals.check()
-        found.append(school.teacher.members(batch.inputs))
-    return torch.cat(found, dim=1)
-
-
-def _right(job: Job, split: str, logits: Tensor) -> float:
-    return 100 * float((logits.argmax(1) == getattr(job.data, split).labels).double().mean())
-
-
-def _seen(job: Job, model: nn.Module, answers: Tensor) -> dict[str, float]:
-    """Of a network on the validation split, in percent."""
-    logits = predict(model, job.data, "val")
-    ece = calibration_error(logits, job.data.val.labels)
-    return {"val_accuracy": _right(job, "val", logits), "agreement": 100 * agreement(logits, answers),
-            "ece": 100 * ece}  # fmt: skip
-
-
-def _judged(job: Job, logits: dict[str, Tensor], answers: dict[str, Tensor]) -> dict[str, Any]:
-    """Of what a network says on validation and test: {"accuracy": interval, "val_accuracy", "ece", "val_ece",
-    "agreement"}, in percent."""
-    labels = job.data.test.labels
-    return {
-        "accuracy": asdict(accuracy_interval((logits["test"].argmax(1) == labels).numpy())),
-        "val_accuracy": _right(job, "val", logits["val"]),
-        "ece": 100 * calibration_error(logits["test"], labels),
-        "val_ece": 100 * calibration_error(logits["val"], job.data.val.labels),
-        "agreement": 100 * agreement(logits["test"], answers["test"]),
-    }
-
-
-def _worth(found: dict[str, Any]) -> str:
-    accuracy = found["accuracy"]
-    return (
-        f"top-1 {accuracy['value']:.2f} % [{accuracy['low']:.2f}, {accuracy['high']:.2f}] on test   "
-        f"validation {found['val_accuracy']:.2f} %   ECE {found['ece']:.2f} %"
-    )
-
-
-def _counts(job: Job, models: list[nn.Module]) -> dict[str, Any]:
-    """The sums over networks, of peak memory the largest; without what cannot be read as a graph."""
-    try:
-        costs = [count(capture(Logits(model), job.example)) for model in models]
-    except AerogelError:
-        return {"params": sum(p.numel() for model in models for p in model.parameters())}
-    totals = {name: [getattr(cost, name) for cost in costs] for name in COUNTS}
-    return {name: max(row) if name == "peak_bytes" else sum(row) for name, row in totals.items()}
-
-
-def _parity(job: Job, model: nn.Module, folder: Path) -> dict[str, Any]:
-    images = normalise(job.data.test.images[:SAMPLES], job.data.mean, job.data.std)
-    return asdict(check_parity(model, folder / "model.onnx", images))
-
-
-def _timed(job: Job, school: School, folder: Path) -> dict[str, Any]:
-    """{"latency": the student's over its one teacher's, of the files}; {} where the teacher cannot be exported."""
-    if len(school.teachers) > 1:
-        return {}
-    with tempfile.TemporaryDirectory() as temp:
-        try:
-            whole = export_onnx(Logits(school.models[0]), job.example, Path(temp) / "teacher.onnx").path
-        except AerogelError as error:
-            job.console.say("", f"the teacher is not timed: {error}")
-            return {}
-        settings = job.settings
-        ratio = compare(whole, folder / "model.onnx", threads=settings.threads, seconds=settings.seconds,
-                        seed=settings.seed)  # fmt: skip
-    return {"latency": asdict(ratio)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from aerogel.compress.distilling import check_again
 from aerogel.compress.goal import parse_goals
 from aerogel.compress.job import Job, lead, open_job
 from aerogel.compress.run import ORIGINAL, RESULT, Run, is_run
@@ -111,12 +112,15 @@ def verify_folder(folder: Path, threads: int | None, trust: bool, console: Conso
 
 
 def _verify_run(run: Run, threads: int | None, trust: bool, console: Console) -> dict[str, Any]:
-    if not run.settings.target:
+    distilled = run.settings.verb == "distill"
+    if not run.settings.target and not distilled:
         raise AerogelError(f"verify: {run.path} is a sensitivity scan; there is no result in it to be checked")
     if "ship" not in run:
         again = f"aerogel resume {quote(str(run.path))}"
         raise AerogelError(f"verify: {run.path} has no result yet; finish it with `{again}`")
     run.check_code(trust)
+    if distilled:
+        return check_again(run, console)
     settings = run.settings if threads is None else run.settings.model_copy(update={"threads": threads})
     job = open_job(settings, console, parse_goals(settings.target))
     run.check_data(job.data)

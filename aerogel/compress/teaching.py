@@ -162,6 +162,6 @@ def _check(job: Job, one: One) -> None:
         ) from error
     if tuple(logits.shape) != (len(images), classes):
         raise AerogelError(
-            f"--teacher {one.name} tells {logits.shape[1]} classes apart, {job.data.name} has {classes}; take a teacher "
-            "that was trained on them"
+            f"--teacher {one.name} tells {logits.shape[1]} classes apart, {job.data.name} has {classes}; take a "
+            "teacher that was trained on them"
         )

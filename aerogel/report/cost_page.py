@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from aerogel.errors import AerogelError
 from aerogel.report.cost_text import against_sheet, cost_sheet, summary, totals_sheet, verdict_lines
 from aerogel.report.costing import ITSELF, SCHEMA, VERSION, grouped, within_budget
-from aerogel.report.page import GREY, ORANGE, TEAL, Figure, environment, label, layout, scatter, short
+from aerogel.report.drawing import GREY, ORANGE, TEAL, Figure, label, layout, scatter, short
+from aerogel.report.page import environment
 from aerogel.report.terminal import digits, human, is_number
 
 MAX_STEPS = 4000  # ops drawn on the timeline; of more, the highest of each stretch

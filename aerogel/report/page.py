@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import itertools
 import json
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from plotly.offline import get_plotlyjs
 
 from aerogel.errors import AerogelError
 from aerogel.files import write_json, write_text
+from aerogel.report.drawing import GREY, LINES, ORANGE, STROKES, TEAL, Figure, label, layout, numbers, scatter, short
+from aerogel.report.taught import confusion_map, disagreements, reliability
 from aerogel.report.terminal import (
     dig,
     exact,
@@ -42,9 +43,6 @@ VERSION = 1
 MAX_POINTS = 1000  # drawn on one curve
 MAX_BARS = 30  # layers drawn; the table has them all
 MAX_CURVES = 12  # groups drawn of a scan; the table has them all
-STROKES = ("solid", "dot", "dash")
-GREY, TEAL, ORANGE = "#87909c", "#1a9a7c", "#d1641b"  # mid-tones: they read on white and on black
-LINES = (TEAL, ORANGE, "#8a6fd1", "#3b82c4", "#c45a93", "#8f8a2a")
 DASHES = {"color": ORANGE, "width": 2, "dash": "dash"}
 MARKERS = {
     "candidate": {"symbol": "circle-open", "color": GREY, "size": 9},
@@ -52,8 +50,6 @@ MARKERS = {
     "shipped": {"symbol": "star", "color": ORANGE, "size": 15},
     "baseline": {"symbol": "square", "color": GREY, "size": 11},
 }
-
-Figure = dict[str, Any]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -72,6 +68,7 @@ def render(report: dict[str, Any]) -> str:
             rows=rows(report),
             spread=spread,
             bullet=bullet,
+            disagreements=disagreements,
             plots=plots,
             plotly=Markup(get_plotlyjs()) if plots else "",
         )
@@ -156,6 +153,8 @@ def figures(report: dict[str, Any]) -> dict[str, Figure]:
         "frontier": frontier(report),
         "scan": scan_curves(report.get("scan") or {}),
         "scales": scale_bars(report.get("scales") or {}),
+        "confusion": confusion_map(dig(report, "distillation", "confusion") or {}),
+        "reliability": reliability(dig(report, "distillation", "reliability") or {}),
         "layers-macs": layer_bars(report, "macs", "MACs", "count"),
         "layers-access": layer_bars(report, "access", "Access bytes", "bytes"),
     } | {f"curve-{i}": training_curves(curves, name) for i, name in enumerate(names)}
@@ -302,40 +301,3 @@ def scale_bars(scales: dict[str, Any]) -> Figure | None:
         traces.append(scatter(label(name), list(zip(middles, row, strict=False))) | steps)
     plot = layout("|gamma| of a batch norm's channel", "channels", height=300) | {"showlegend": True}
     return {"caption": "Batch-norm scales before and after.", "data": traces, "layout": plot}
-
-
-def numbers(values: Any) -> bool:
-    """True of a list of finite numbers, at least one."""
-    return isinstance(values, list) and len(values) > 0 and all(is_number(value) for value in values)
-
-
-def scatter(name: str, points: Sequence[tuple[Any, Any]]) -> Figure:
-    x, y = zip(*points, strict=True)
-    return {"type": "scatter", "name": name, "x": x, "y": y}
-
-
-def layout(x: str, y: str, height: int = 380) -> Figure:
-    """A plain transparent layout; the page's style sheet colours text and grid for light and dark."""
-    axis = {"automargin": True, "fixedrange": True, "zeroline": False}
-    return {
-        "height": height,
-        "dragmode": False,  # a finger that scrolls the page must not zoom the plot
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 12},
-        "margin": {"l": 8, "r": 12, "t": 36, "b": 8},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        "hoverlabel": {"align": "left"},
-        "xaxis": axis | {"title": {"text": x}},
-        "yaxis": axis | {"title": {"text": y}},
-    }
-
-
-def label(name: Any) -> str:
-    """A name for plotly, which reads a little HTML in its labels."""
-    return html.escape(visible(flat(name)), quote=False)
-
-
-def short(name: str, width: int = 22) -> str:
-    """The end of a dotted name, where the names of layers differ."""
-    return name if len(name) <= width else "..." + name[3 - width :]

@@ -49,6 +49,8 @@ def terminal(report: dict[str, Any]) -> str:
     table += [(row.label, row.before, row.after, row.change) for row in rows(report)]
     if len(table) > 1:
         lines += ["", *(f"{a:<13}{b:<27}{c:<27}{d:>13}" for a, b, c, d in table), ""]
+    if dig(report, "distillation", "networks"):
+        lines += ["", *network_lines(report["distillation"]["networks"]), ""]
     if report.get("scan"):
         lines += [*scan_lines(report["scan"]), ""]
     if report.get("parity"):
@@ -87,6 +89,19 @@ def scan_lines(scan: dict[str, Any]) -> list[str]:
         short = short if len(short) <= 28 else "..." + short[-25:]
         values = "".join(f"{human(value, '%').removesuffix(' %'):>8}" for value in (dig(curve, "values") or [])[::2])
         lines.append(f"{short:<29}{flat(dig(curve, 'channels')):>9}{values}")
+    return lines
+
+
+def network_lines(networks: list[dict[str, Any]]) -> list[str]:
+    """Of a distillation, a line a network: teacher, student before and after, in 80 columns."""
+    lines = [f"{'':<15}{'accuracy on test':<25}{'valid.':>7}{'agrees':>8}{'ECE':>7}{'params':>9}{'MACs':>9}"]
+    for one in networks:
+        accuracy = spread("%", *(dig(one, "accuracy", key) for key in ("value", "low", "high")))
+        shares = (human(one.get(key), "%").removesuffix(" %") for key in ("val_accuracy", "agreement", "ece"))
+        counts = (human(one.get(key), "count") if is_number(one.get(key)) else "" for key in ("params", "macs"))
+        (valid, agrees, ece), (params, macs) = shares, counts
+        name = visible(flat(one.get("name")))
+        lines.append(f"{name:<15}{accuracy:<25}{valid:>7}{agrees:>8}{ece:>7}{params:>9}{macs:>9}")
     return lines
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from aerogel.compress.run import STATE, Run, environment, is_run
 from aerogel.compress.settings import Settings
-from aerogel.compress.story import _curves
+from aerogel.compress.story import curves_of
 from aerogel.data import load
 from aerogel.errors import AerogelError
 
@@ -150,7 +150,7 @@ def test_curves_pass_over_a_torn_line_and_take_the_later_of_two_records(run: Run
     run.event(train="baseline", step=4, hard=0.9)  # done again by a resumed run
     run.event(train="baseline", step=6, hard=0.5)
     run.event(train="step 001", step=1, hard=0.1, soft=0.2)
-    assert _curves(run) == [
+    assert curves_of(run) == [
         {"name": "baseline", "x": [2, 4, 6], "series": {"hard": [2.0, 0.9, 0.5]}},
         {"name": "step 001", "x": [1], "series": {"hard": [0.1], "soft": [0.2]}},
     ]
