@@ -1,6 +1,7 @@
 """Knowledge distillation: one loss a file."""
 
 from aerogel.distill.attention import attention_loss as attention_loss
+from aerogel.distill.cache import TeacherCache as TeacherCache
 from aerogel.distill.crd import Contrast as Contrast
 from aerogel.distill.crd import contrastive_loss as contrastive_loss
 from aerogel.distill.dist import dist_loss as dist_loss

@@ -80,6 +80,7 @@ class Distil(nn.Module):
     by its name. "exits" reads the student's alone, a list will do.
     options: by name of the loss, what its function (its module, for "hint", "vid", "crd", "review") takes beside
     features and logits: {"dkd": {"beta": 2.0}}; "temperature" among them overrides this objective's.
+    A teacher with a cache serves losses on logits, of images that are not mixed.
     mixup: function matching, both networks see mixed images; no loss may then read labels.
     student, example: where both are given, `prepare` is called with them.
     Raises AerogelError for what does not fit together, as each loss does, and as `prepare`.
@@ -104,6 +105,7 @@ class Distil(nn.Module):
             raise AerogelError(f"Distil: {', '.join(without)} must have a teacher, got None; give one")
         self.options = _checked_options(options or {}, self.losses)
         self.taps = _checked_taps(taps or {}, self.losses)
+        self._check_cache()
         self.heads = nn.ModuleDict()
         self._channels: dict[str, int] = {}  # of the features that the heads were built for
         if (student is None) != (example is None):
@@ -120,9 +122,11 @@ class Distil(nn.Module):
         if self.heads:
             raise AerogelError("Distil: prepare must be called once, its modules are built; make a new objective")
         inputs = example.inputs if isinstance(example, Batch) else example
+        keys = example.keys if isinstance(example, Batch) else None
+        example = Batch(inputs, torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device), keys)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(bare(student)):
             torch.default_generator.manual_seed(seed)
-            seen = self._see(bare(student), inputs, torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device))
+            seen = self._see(bare(student), example)
             for name in self.losses.keys() & HEADS.keys():
                 self._channels |= {one: channels(seen.ours[one]) for one in self.taps[name]}
             heads = {name: nn.ModuleList(self._build(name, seen)) for name in HEADS if name in self.losses}
@@ -136,28 +140,58 @@ class Distil(nn.Module):
                 f"Distil: {', '.join(missing)} must be prepared before training: call prepare(student, example), or "
                 "give both to Distil"
             )
-        seen = self._see(student, mixed(batch.inputs) if self.mixup else batch.inputs, batch.labels)
+        seen = self._see(student, batch._replace(inputs=mixed(batch.inputs), keys=None) if self.mixup else batch)
         with torch.autocast(batch.inputs.device.type, enabled=False):  # the losses are sums over many numbers
             return {name: weight * self._loss(name, seen) for name, weight in self.losses.items()}
 
-    def _see(self, student: nn.Module, inputs: Tensor, labels: Tensor) -> Seen:
+    def _see(self, student: nn.Module, batch: Batch) -> Seen:
         ours = list(dict.fromkeys(one for taken in self.taps.values() for one in taken))
         theirs = list(
             dict.fromkeys(two for name, taken in self.taps.items() if name != "exits" for two in taken.values())
         )
+        # a loop calls the student in training mode, and then every process does
+        training = bare(student).training and torch.is_grad_enabled()
         members, features = None, dict[str, Tensor]()
         if self.teacher is not None and theirs:
-            members, features = self.teacher.features(inputs, theirs)
+            members, features = self.teacher.features(batch.inputs, theirs)
         elif self.teacher is not None:
-            members = self.teacher.members(inputs)
+            members = self.teacher.answers(batch, keep=training)
         with taps_of(student, ours) as taps:
-            logits = wide(logits_of(student(inputs), "the student"))
+            logits = wide(logits_of(student(batch.inputs), "the student"))
         found = {one: wide(taps[one]) for one in ours}
         self._check_channels(found)
-        # a loop calls the student in training mode, and then every process does
-        world = current() if bare(student).training and torch.is_grad_enabled() else ALONE
+        world = current() if training else ALONE
         members = None if members is None else members.to(logits)
-        return Seen(logits, members, found, {k: v.to(logits.dtype) for k, v in features.items()}, labels, world)
+        return Seen(logits, members, found, {k: v.to(logits.dtype) for k, v in features.items()}, batch.labels, world)
+
+    def _check_cache(self) -> None:
+        """Raises AerogelError where a cache of logits cannot answer for the teacher."""
+        cache = None if self.teacher is None else self.teacher.cache
+        if cache is None:
+            return
+        if self.mixup:
+            raise AerogelError(
+                "Distil: mixup must go without a cache, every step mixes images anew; leave the cache or mixup out"
+            )
+        if readers := [name for name in self.taps if name != "exits"]:
+            raise AerogelError(
+                f"Distil: {', '.join(readers)} must see the teacher's features, a cache holds logits alone; leave the "
+                "cache out, or these losses"
+            )
+        if cache.top is None:
+            return
+        if whole := sorted(self.losses.keys() & {"logit_mse", "standardised"}):
+            raise AerogelError(
+                f"Distil: {', '.join(whole)} must see all logits, the cache keeps the {cache.top} largest; make one "
+                "without top"
+            )
+        heats = {self.options[name].get("temperature", self.temperature) for name in self.losses.keys() & LOGITS.keys()}
+        if heats - {cache.temperature}:
+            told = ", ".join(f"{heat:g}" for heat in sorted(heats))
+            raise AerogelError(
+                f"Distil: a cache of the {cache.top} largest logits must be made for the temperature of the losses, "
+                f"{told}, got one for {cache.temperature:g}; make another, or one without top"
+            )
 
     def _check_channels(self, found: dict[str, Tensor]) -> None:
         for name, count in self._channels.items():

@@ -7,12 +7,15 @@ A teacher is in eval mode inside a call, and builds no graph.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aerogel.data import Batch
+from aerogel.distill.cache import TeacherCache
 from aerogel.distill.checks import check_finite, check_temperature
 from aerogel.distill.ensemble import check_ensemble, ensemble_logits
 from aerogel.distill.taps import Taps
@@ -29,6 +32,7 @@ class Teacher:
     weights: of the networks, equal without; combine: "arithmetic" or "geometric" (aerogel.distill.ensemble).
     autocast: "bf16" or "fp16", "none" for full precision inside a loop that has another; None as the loop has it.
     normalise: ((mean, std) of the batches, (mean, std) that the teachers were trained with), a number a channel.
+    cache: answers to the batches of a training, kept on the disk; read by `answers` alone.
     Raises AerogelError for no network, bad weights, and names or numbers that are none of these.
     """
 
@@ -39,6 +43,7 @@ class Teacher:
         combine: str = "arithmetic",
         autocast: str | None = None,
         normalise: tuple[Scale, Scale] | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         listed = [models] if isinstance(models, nn.Module) else list(models)
         if not listed or not all(isinstance(model, nn.Module) for model in listed):
@@ -49,6 +54,8 @@ class Teacher:
         self.weights, self.combine = check_ensemble("Teacher", len(listed), weights, combine), combine
         self.autocast, self.normalise = autocast, normalise
         self._affine = None if normalise is None else _affine(normalise)
+        self.cache = cache
+        self._hashed: tuple[list[Any], list[str]] = ([], [])  # versions of what was hashed, the hashes
 
     def __call__(self, inputs: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits whose softmax at T is the mean of the teachers' at T: (n, ...) -> (n, C).
@@ -78,6 +85,26 @@ class Teacher:
             found.append(logits)
         return torch.stack(found)
 
+    def answers(self, batch: Batch, keep: bool) -> Tensor:
+        """`members`, from the cache where there is one. keep: this is training, so what is not there yet is kept.
+
+        Raises AerogelError as `TeacherCache.members` does.
+        """
+        if self.cache is None:
+            return self.members(batch.inputs)
+        return self.cache.members(self.members, self.identity(batch.inputs.device.type), batch, keep)
+
+    def identity(self, device: str) -> dict[str, Any]:
+        """What the answers depend on: sha256 of every network, the normalisation, the precision."""
+        held = [x for model in self.models for x in (*model.parameters(), *model.buffers())]
+        versions = [(id(x), x._version, x.dtype) for x in held]
+        if versions != self._hashed[0]:
+            self._hashed = versions, [_sha256(model) for model in self.models]
+        enabled, dtype = self._effective(device)
+        precision = str(dtype).removeprefix("torch.") if enabled else "full"
+        scales = [[list(map(float, values)) for values in pair] for pair in self.normalise or ()]
+        return {"networks": self._hashed[1], "normalise": scales, "autocast": precision}
+
     def features(self, inputs: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (1, n, C), and features by name, of one teacher. Raises AerogelError where there are several."""
         if len(self.models) > 1:
@@ -99,11 +126,14 @@ class Teacher:
 
     def _precision(self, device: str) -> contextlib.AbstractContextManager[object]:
         """Casts of weights are not kept: those made here have no gradient, and a student may share the weights."""
-        if self.autocast is None:
-            enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        else:
-            enabled, dtype = self.autocast != "none", AUTOCAST.get(self.autocast, torch.bfloat16)
+        enabled, dtype = self._effective(device)
         return torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)
+
+    def _effective(self, device: str) -> tuple[bool, torch.dtype]:
+        """Its own autocast, or the loop's."""
+        if self.autocast is None:
+            return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        return self.autocast != "none", AUTOCAST.get(self.autocast, torch.bfloat16)
 
     def _normalised(self, inputs: Tensor) -> Tensor:
         """(x * std + mean of the batches - the teacher's mean) / its std."""
@@ -128,6 +158,15 @@ def logits_of(output: Any, who: str = "the network") -> Tensor:
             "module that gives its logits"
         )
     return logits
+
+
+def _sha256(model: nn.Module) -> str:
+    """Of its structure as it prints, and of all its numbers, wherever they are."""
+    found = hashlib.sha256(repr(model).encode())
+    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def wide(x: Tensor) -> Tensor:
