@@ -141,12 +141,13 @@ def compress(
 @app.command()
 def prune(
     model: o.RunModel = None, data: o.Data = None, method: o.Method = None, target: o.Target = None,
-    schedule: o.Schedule = None, steps: o.Steps = None, scan: o.Scan = False, max_drop: o.NoDrop = None,
-    weights: o.Weights = None, out: o.Out = None, input: o.Size = None, seed: o.Seed = None, epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None, lr: o.Rate = None, threads: o.Threads = None, config: o.ConfigFile = None,
-    trust: o.Trust = False, json: o.Json = False,
+    sparsity: o.Sparse = None, schedule: o.Schedule = None, steps: o.Steps = None, scan: o.Scan = False,
+    max_drop: o.NoDrop = None, weights: o.Weights = None, out: o.Out = None, input: o.Size = None, seed: o.Seed = None,
+    epochs: o.Epochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None, threads: o.Threads = None,
+    config: o.ConfigFile = None, trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
-    """Cuts channels by a method, on a schedule, to a goal; or scans what each group of channels is worth."""
+    """Cuts channels by a method, on a schedule, to a goal, or prunes single weights to a sparsity; or scans what each
+    group of channels, or layer of weights, is worth."""
     from aerogel.compress import compress as run_compress
     from aerogel.compress.settings import resolve
     from aerogel.export import parse_size
@@ -154,6 +155,7 @@ def prune(
     options = {"verb": "prune", "model": model, "data": data, "method": method, "target": target or None,
                "schedule": schedule, "steps": steps, "scan": scan or None, "max_drop": max_drop, "weights": weights,
                "input": parse_size(input), "seed": seed, "threads": threads, "trust": trust or None,
+               "sparse": None if sparsity is None else {"sparsity": sparsity},
                "train": recipe_options(epochs, batch_size, lr)}  # fmt: skip
     found = run_compress(resolve(options, config), out, console(json))
     finish(found, "", json, passed=found["verdict"]["pass"] is not False)

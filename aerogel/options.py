@@ -22,11 +22,23 @@ NoDrop = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(help="slimming, magnitude (= l2, the default), l1, bn_scale, taylor, fpgm, hessian, lamp, random ..."),
+    typer.Option(
+        help="slimming, magnitude (= l2, the default), l1, bn_scale, taylor, fpgm, hessian, lamp, random ...; with "
+        "--sparsity magnitude, lamp, taylor, movement, snip, random"
+    ),
 ]
-Schedule = Annotated[str | None, typer.Option(help="one-shot, iterative (default), linear or gradual")]
-Steps = Annotated[int | None, typer.Option(help="cuts (default: 3; gradual 8, one-shot 1)")]
-Scan = Annotated[bool, typer.Option("--scan", help="accuracy against the share removed, for each group of channels")]
+Schedule = Annotated[
+    str | None, typer.Option(help="one-shot, iterative (default), linear, gradual; with --sparsity also rewind")
+]
+Steps = Annotated[int | None, typer.Option(help="cuts (default: 3; gradual 8, rewind 5, one-shot 1)")]
+Sparse = Annotated[
+    float | None,
+    typer.Option("--sparsity", help="share of single weights that goes, as 0.9, instead of channels; 0 to scan alone"),
+]
+Scan = Annotated[
+    bool,
+    typer.Option("--scan", help="accuracy against the share removed, of each group of channels or layer of weights"),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

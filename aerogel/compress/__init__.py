@@ -1,7 +1,8 @@
 """The main job: a network, data and a goal in; a smaller, faster network out, with proof.
 
 check -> baseline -> (scan, slim) -> plan -> cut and recover, step by step -> ship -> report. `prune` is the same job
-with the method and the schedule in the user's hand, and without a goal only its scan. Every stage leaves what it found
+with the method and the schedule in the user's hand, and without a goal only its scan; with --sparsity single weights go
+instead of channels (sparsify.py). Every stage leaves what it found
 in the run's folder, so that a stopped run goes on where it was.
 """
 
@@ -27,6 +28,8 @@ from aerogel.compress.scan import scan
 from aerogel.compress.settings import Settings, described
 from aerogel.compress.ship import ship
 from aerogel.compress.slim import slim
+from aerogel.compress.sparse_scan import scan_weights
+from aerogel.compress.sparsify import check_weights, plan_weights, prune_weights
 from aerogel.compress.stages import finished, resumable, stage
 from aerogel.compress.story import tell
 from aerogel.console import Console
@@ -52,7 +55,7 @@ def compress(settings: Settings, out: Path | None, console: Console) -> dict[str
     job = open_job(settings, console, goals)
     if settings.verb == "prune":
         console.say("method", described(job.settings))
-    checked = check(job)
+    checked = check(job) if settings.sparse is None else check_weights(job)
     state = {
         "data": job.data.fingerprint(),
         "check": asdict(checked),
@@ -91,7 +94,7 @@ def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
             baseline(job, run)
         if job.settings.scan:
             with stage(job, run, "scan"):
-                scan(job, run)
+                scan(job, run) if job.settings.sparse is None else scan_weights(job, run)
         candidates = _made_smaller(job, run, checked) if job.goals else []
         report = tell(job, run, candidates)
         page, _ = write(report, run.path)
@@ -105,6 +108,14 @@ def _finish(job: Job, run: Run, checked: Checked) -> dict[str, Any]:
 
 def _made_smaller(job: Job, run: Run, checked: Checked) -> list[dict[str, Any]]:
     """The stages that need a goal; every candidate, the original first."""
+    if job.settings.sparse is not None:
+        with stage(job, run, "plan"):
+            planned = plan_weights(job, run)
+        with stage(job, run, "prune and retrain"):
+            candidates = prune_weights(job, run, planned)
+        with stage(job, run, "ship"):
+            ship(job, run, candidates)
+        return candidates
     if job.settings.slimming:
         with stage(job, run, "slim"):
             slim(job, run)

@@ -10,8 +10,9 @@ from aerogel.compress.job import Job
 from aerogel.compress.measure import BRIEF, correct_on, percent, sizes
 from aerogel.compress.run import ORIGINAL, Run
 from aerogel.cost.latency import measure
+from aerogel.prune.l1 import L1
 from aerogel.stats import accuracy_interval
-from aerogel.train import HardLabels
+from aerogel.train import HardLabels, Objective
 
 
 def baseline(job: Job, run: Run) -> dict[str, Any]:
@@ -23,13 +24,19 @@ def baseline(job: Job, run: Run) -> dict[str, Any]:
         recipe = job.settings.train
         images = len(job.data.train)
         job.console.say("baseline", f"no weights given: training for {recipe.epochs:g} epochs on {images:,} images")
-        model = job.train(model, HardLabels(), recipe, run, "baseline")
+        model = job.train(model, regularised(job, HardLabels()), recipe, run, "baseline")
     folder = job.save(model, run.clear(ORIGINAL))
     found = _measured(job, folder / "model.onnx") | sizes(job, model)
     job.console.say("baseline", _text(found, len(job.data.test)))
     run["baseline"] = found
     run.clear("checkpoints", "baseline")
     return found
+
+
+def regularised(job: Job, objective: Objective) -> Objective:
+    """With the penalty on |w|, where single weights are pruned and it is asked for."""
+    sparse = job.settings.sparse
+    return L1(objective, sparse.l1) if sparse is not None and sparse.l1 else objective
 
 
 def _measured(job: Job, file: Path) -> dict[str, Any]:

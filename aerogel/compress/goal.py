@@ -20,6 +20,7 @@ UNITS: dict[str, dict[str, float]] = {
     "file_bytes": BYTES,
     "channels": {},
 }
+WEIGHTS = "nonzero_weights"  # of a network whose single weights are pruned; its goal is --sparsity
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Goal:
 
 def goals_of(settings: Settings) -> tuple[Goal, ...]:
     """None for a scan alone. Raises AerogelError as `parse_goals` does."""
+    sparse = settings.sparse
+    if sparse is not None:
+        if sparse.sparsity or sparse.ratios:
+            return (Goal(WEIGHTS, 1 - sparse.sparsity, False, sparse.text),)
+        if settings.scan:
+            return ()
+        raise AerogelError("--sparsity 0 prunes nothing; ask for more, as 0.9, or for --scan")
     if settings.verb == "prune" and not settings.target:
         if settings.scan:
             return ()

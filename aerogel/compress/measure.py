@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from aerogel.compress.goal import WEIGHTS
 from aerogel.compress.job import Job
 from aerogel.cost import count
 from aerogel.cost.latency import Ratio, compare
@@ -17,6 +18,7 @@ from aerogel.graph import capture
 from aerogel.prune import couple
 from aerogel.prune.coupling import Coupling
 from aerogel.prune.cut import freeze, protected, untrained
+from aerogel.prune.masks import Masks
 from aerogel.prune.price import file_bytes
 from aerogel.prune.slimming import scale_of, scales
 
@@ -27,7 +29,7 @@ def coupling_of(job: Job, model: nn.Module) -> Coupling:
     """What can be cut, as the settings have it: not what is protected, untrained, inexact, or has no scale to slim."""
     settings = job.settings
     coupling = couple(capture(model, job.example), whole_heads=settings.heads == "whole")
-    coupling = protected(coupling, settings.protect)
+    coupling = protected(coupling, () if settings.sparse else settings.protect)
     coupling = freeze(coupling, untrained(model, coupling))
     if not settings.allow_inexact:
         coupling = freeze(coupling, {group.name: group.inexact for group in coupling.groups if group.inexact})
@@ -51,8 +53,16 @@ def sizes_of(coupling: Coupling) -> dict[str, int]:
 
 
 def sizes(job: Job, model: nn.Module) -> dict[str, int]:
-    """`sizes_of` a network: it is captured for that."""
-    return sizes_of(coupling_of(job, model))
+    """`sizes_of` a network: it is captured for that. Where single weights are pruned, also how many there are."""
+    return sizes_of(coupling_of(job, model)) | weights_of(job, model)
+
+
+def weights_of(job: Job, model: nn.Module) -> dict[str, int]:
+    """How many weights --sparsity speaks of, and how many are not zero; nothing where channels are cut."""
+    if job.settings.sparse is None:
+        return {}
+    masks = Masks.of(model, protect=job.settings.protect)
+    return {"weights": masks.weights, WEIGHTS: masks.survivors}
 
 
 def compare_files(job: Job, before: Path, after: Path, seconds: float) -> Ratio:

@@ -148,14 +148,14 @@ def _close_in(probe: Probe, model: nn.Module, goal: float, multiple: int) -> lis
 
 def _seconds(job: Job, model: nn.Module, target: dict[str, float], epochs: list[float]) -> float:
     """A step of the student costs its share of MACs; the teacher's forward pass a third of a whole step."""
-    per_epoch = _time_an_epoch(job, model)
+    per_epoch = time_an_epoch(job, model)
     final = target.get("macs", max(target.values()))
     kept = SCHEDULES[job.settings.schedule]
     shares = [final if len(epochs) == 1 else kept(k + 1, len(epochs), final) for k in range(len(epochs))]
     return sum(e * per_epoch * (share + 1 / 3) for e, share in zip(epochs, shares, strict=True))
 
 
-def _time_an_epoch(job: Job, model: nn.Module) -> float:
+def time_an_epoch(job: Job, model: nn.Module) -> float:
     """Seconds of one epoch of training the original, from the fastest of three steps of a copy."""
     state = start(copy.deepcopy(model), HardLabels(), job.data, job.settings.train)
     return min(step.seconds for step in islice(steps(state, job.data, world=ALONE), 3)) * state.steps_per_epoch

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aerogel.compress.distil_settings import Distillation
+from aerogel.compress.sparse_settings import TELLS, Sparsity, merged, problem
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import split_source
 from aerogel.files import read_text
@@ -24,7 +25,7 @@ from aerogel.prune import CRITERIA
 from aerogel.train import Recipe
 
 MISSING = {"model": "name a MODEL, such as lenet5", "data": "name a set with --data"}
-STEPS = {"one-shot": 1, "iterative": 3, "linear": 3, "gradual": 8}  # cuts, unless the user says
+STEPS = {"one-shot": 1, "iterative": 3, "linear": 3, "gradual": 8, "rewind": 5}  # cuts, unless the user says
 EARLY_SHARE = 0.3  # epochs of an early recovery over those of the last
 METHODS: dict[str, dict[str, Any]] = {
     "slimming": {"criterion": "bn_scale", "slimming": True, "schedule": "one-shot"},
@@ -35,7 +36,11 @@ METHODS: dict[str, dict[str, Any]] = {
 CUTTING = (
     "target", "max_drop", "schedule", "steps", "criterion", "ranking", "reduce", "normalize", "allow_inexact", "heads",
     "slimming", "penalty", "slim", "scan", "scan_images", "round_to", "protect", "temperature", "hard_weight",
-    "soft_weight", "recover",
+    "soft_weight", "recover", "sparse",
+)  # fmt: skip
+CHANNELS = (  # options that say nothing of single weights
+    "target", "criterion", "ranking", "reduce", "normalize", "allow_inexact", "heads", "slimming", "penalty",
+    "round_to",
 )  # fmt: skip
 
 
@@ -54,7 +59,7 @@ class Settings(BaseModel):
     trust: bool = False
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # of the measured runtime; training uses all cores
-    schedule: Literal["one-shot", "iterative", "linear", "gradual"] = "iterative"
+    schedule: Literal["one-shot", "iterative", "linear", "gradual", "rewind"] = "iterative"
     steps: int = Field(3, ge=1)  # cuts; each is recovered from, or all are made within one recovery (gradual)
     criterion: str = "l2"
     ranking: Literal["global", "local", "isomorphic", "value"] = "local"
@@ -77,6 +82,7 @@ class Settings(BaseModel):
     train: Recipe = Recipe()
     data_root: str | None = None  # $AEROGEL_DATA when the run began, or ./data
     distill: Distillation | None = None
+    sparse: Sparsity | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +101,14 @@ class Settings(BaseModel):
             raise ValueError(f"the [distill] table is not for `aerogel {self.verb}`; leave it out, or distill")
         if self.verb == "distill" and (odd := [name for name in CUTTING if getattr(self, name) != _default(name)]):
             raise ValueError(f"distill cuts nothing: leave out {', '.join(odd)}; its own options stand under [distill]")
+        if self.sparse is not None and self.verb == "prune":
+            others = [name for name in CHANNELS if getattr(self, name) != _default(name)]
+            if wrong := problem(self.sparse, self.schedule, others):
+                raise ValueError(wrong)
+        elif self.sparse is not None:
+            raise ValueError(f"the [sparse] table is not for `aerogel {self.verb}`; leave it out, or prune")
+        elif self.schedule == "rewind":
+            raise ValueError("rewind is a schedule of single weights; give --sparsity, or choose another schedule")
         if self.schedule == "one-shot" and self.steps != 1:
             raise ValueError("one-shot makes one cut; leave --steps out, or choose --schedule iterative")
         if self.schedule == "gradual" and not self.recover:
@@ -134,7 +148,7 @@ class Settings(BaseModel):
 
     @property
     def goal(self) -> str:
-        parts = list(self.target)
+        parts = [self.sparse.text] if self.sparse and self.sparse.sparsity else list(self.target)
         parts += [] if self.max_drop is None or not parts else [f"drop <= {self.max_drop:g} pt"]
         return ", ".join(parts) or "sensitivity scan"
 
@@ -142,6 +156,8 @@ class Settings(BaseModel):
     def recoveries(self) -> list[float]:
         """Epochs of each: one after every cut, short ones first; a single one for all gradual cuts."""
         last = self.recover * self.train.epochs
+        if self.sparse is not None and (self.schedule == "rewind" or self.sparse.method == "snip"):
+            return [self.train.epochs] * self.steps  # from the first weights, each
         return [last] if self.schedule == "gradual" else [EARLY_SHARE * last] * (self.steps - 1) + [last]
 
     @property
@@ -151,7 +167,9 @@ class Settings(BaseModel):
 
     @property
     def method(self) -> str:
-        """`slimming`, or the criterion by which channels are chosen."""
+        """`slimming`, or what channels or single weights are chosen by."""
+        if self.sparse is not None:
+            return self.sparse.method
         return "slimming" if self.slimming else self.criterion
 
 
@@ -159,7 +177,7 @@ def _default(name: str) -> Any:
     return Settings.model_fields[name].get_default(call_default_factory=True)
 
 
-TABLES: dict[str, type[BaseModel]] = {"train": Recipe, "distill": Distillation}
+TABLES: dict[str, type[BaseModel]] = {"train": Recipe, "distill": Distillation, "sparse": Sparsity}
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
@@ -168,22 +186,27 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> Settings:
     options: {option: value}, None where nothing was given; "train" and "distill" hold dicts of those tables' options.
     A seed given for the whole is the recipe's too, unless the file names another one there.
     """
-    held = _spelled(read_toml(config) if config else {})
-    given = _spelled({name: value for name, value in options.items() if value is not None}, held)
+    given = {name: value for name, value in options.items() if value is not None}
+    held, given, sparse = merged(read_toml(config) if config else {}, given)
+    held = _spelled(held)
+    given = _spelled(given, held)
     if given.get("schedule", held.get("schedule")) != held.get("schedule"):
         held.pop("steps", None)  # of another schedule
     recipe = held.get("train", {})
     if isinstance(recipe, dict):
         seeds = [{"seed": source["seed"]} if "seed" in source else {} for source in (held, given)]
         recipe = {**seeds[0], **recipe, **seeds[1], **given.get("train", {})}
-    tables = {"train": recipe}
+    tables = {"train": recipe, **sparse}
     if "distill" in given and isinstance(held.get("distill", {}), dict):
         tables["distill"] = held.get("distill", {}) | given["distill"]
     return _located(validated({**held, **given, **tables}))
 
 
 def described(settings: Settings) -> str:
-    """How channels are chosen and when they go, in one line."""
+    """How channels or weights are chosen and when they go, in one line."""
+    if settings.sparse is not None:
+        when = f"{settings.schedule}, {settings.steps} cuts" if settings.steps > 1 else settings.schedule
+        return f"{settings.method}: {TELLS[settings.method]} of single weights, {settings.sparse.ranking}; {when}"
     scores = {
         "slimming": f"training with {settings.penalty:.2g} x |gamma|, then the smallest batch-norm scales of all",
         "l2": "smallest l2 norm of the weights (magnitude)",

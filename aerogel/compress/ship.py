@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aerogel.compress.goal import Goal, typed
+from aerogel.compress.goal import WEIGHTS, Goal, typed
 from aerogel.compress.job import Job
 from aerogel.compress.measure import compare_files, correct_on, sizes
 from aerogel.compress.run import ORIGINAL, RESULT, Run
@@ -58,7 +58,8 @@ def judge(job: Job, original: Path, result: Path) -> dict[str, Any]:
         "accuracy": asdict(accuracy_interval(right_after)),
         "file_bytes": file.stat().st_size,
     }
-    goals = [_size_goal(g, ratio, before, after) for g in job.goals]
+    goals = [_sparsity_goal(job, g, before, after) if g.metric == WEIGHTS else _size_goal(g, ratio, before, after)
+             for g in job.goals]  # fmt: skip
     goals.append(_goal("accuracy drop", "pt", drop.value, drop.low, drop.high, job.settings.max_drop))
     passed = parity.ok and all(goal["met"] is not False for goal in goals)
     parts = ["PASS" if passed else "FAIL", *map(_goal_text, goals)]
@@ -86,6 +87,15 @@ def _size_goal(goal: Goal, ratio: Ratio, before: dict[str, Any], after: dict[str
     return _goal(goal.metric, "" if goal.absolute else "x", now, now, now, goal.limit)
 
 
+def _sparsity_goal(job: Job, goal: Goal, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The share of the weights that is left, of all there were, zeros too; a fraction of a weight is not held against
+    it. Told alone where patterns or ratios of single layers say how much goes."""
+    now = after[WEIGHTS] / before["weights"]
+    now = goal.limit if 0 < now - goal.limit < 1 / before["weights"] else now
+    sparse = job.settings.sparse
+    return _goal("weights", "x", now, now, now, goal.limit if sparse is None or sparse.exact else None)
+
+
 def _goal(name: str, unit: str, value: float, low: float, high: float, limit: float | None) -> dict[str, Any]:
     """Without a limit it is told and not judged: met is None."""
     bounds = {"value": value, "low": low, "high": high, "limit": limit}
@@ -103,12 +113,22 @@ def _goal_text(goal: dict[str, Any]) -> str:
     return f"{text} {'<=' if goal['met'] else 'not within'} {before}{goal['limit']:{digits}}{after}"
 
 
+def _sparser(original: dict[str, Any], one: dict[str, Any]) -> str:
+    """What an earlier round lost, at which sparsity."""
+    lost = original["val_accuracy"] - one["val_accuracy"]
+    gone = 1 - one[WEIGHTS] / original["weights"]
+    return f"--sparsity {gone:.4g} cost {lost:.2f} points on validation: candidates/{one['name']}"
+
+
 def _nearest(job: Job, candidates: list[dict[str, Any]], goals: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The nearest goals that can be met: this size at a larger drop, another size at this drop; what else was found."""
     texts = []
     drop, key, original = goals[-1], job.size_key, candidates[0]
     if drop["met"] is False:
         texts.append(f"this size needs --max-drop {math.ceil(100 * drop['high']) / 100:.2f}")
+    if key == WEIGHTS:
+        others = (one for one in candidates[1:] if one["frontier"] and not one["shipped"])
+        return [{"text": text} for text in [*texts, *(_sparser(original, one) for one in others)]]
     for goal in goals[:-1]:
         if goal["met"]:
             continue

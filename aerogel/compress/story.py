@@ -31,7 +31,7 @@ def tell(job: Job, run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]
         "method": described(settings),
         "repeat": [*repeat, f"aerogel verify {path}"],
         "candidates": candidates,
-        "cut": {key: candidates[-1][key] for key in ("max_error", "frozen", "inexact", "difference")},
+        **_how(run, candidates),
         "layers": _layers(job, run),
         **run["ship"],
     }
@@ -56,6 +56,19 @@ def facts(job: Job, run: Run) -> dict[str, Any]:
     }
 
 
+def _how(run: Run, candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """What became of the channels that were cut, or layer by layer of the weights that were pruned."""
+    last = candidates[-1]
+    if "kept" not in last:
+        return {"cut": {key: last[key] for key in ("max_error", "frozen", "inexact", "difference")}}
+    rows = [
+        {"name": name, "weights": weights, "kept": kept, "share": 100 * kept / weights}
+        for name, (kept, weights) in last["kept"].items()
+    ]
+    held = run["baseline"]["weights"] - run["baseline"]["nonzero_weights"]
+    return {"pruned": {"layers": rows, "dead": last["dead"], "zero_before": held}}
+
+
 def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each stage found and the seconds it took, those of interrupted attempts included."""
     accuracy, kept = run["baseline"]["accuracy"]["value"], sum(one["frontier"] for one in candidates)
@@ -67,7 +80,8 @@ def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if candidates:
         rounds = f"{len(candidates) - 1} cut{'s' if len(candidates) > 2 else ''}"
         texts["plan"] = run["plan"]["text"]
-        texts["cut and recover"] = f"{rounds}, {kept} on the frontier"
+        done = "cut and recover" if "kept" not in candidates[-1] else "prune and retrain"
+        texts[done] = f"{rounds.replace('cut', 'pruning') if done[0] == 'p' else rounds}, {kept} on the frontier"
         texts["ship"] = run["ship"]["verdict"]["text"]
     for stage, text in texts.items():
         texts[stage] = "; ".join([text, *_speeds(run, stage)])
@@ -76,7 +90,8 @@ def _stages(run: Run, candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _speeds(run: Run, stage: str) -> list[str]:
     """How fast the last training of a stage went, and which knob makes it faster."""
-    parts = {"cut and recover": ("gradual", "step "), "baseline": ("baseline",), "slim": ("slim",)}.get(stage)
+    recovery = dict.fromkeys(("cut and recover", "prune and retrain"), ("gradual", "step "))
+    parts = (recovery | {"baseline": ("baseline",), "slim": ("slim",)}).get(stage)
     held = run["speed"] if parts and "speed" in run else {}
     return [speed["text"] for name, speed in held.items() if name.startswith(parts or ())][-1:]
 
@@ -84,7 +99,8 @@ def _speeds(run: Run, stage: str) -> list[str]:
 def scanned(run: Run) -> str:
     """`scanned 5 groups on 500 validation images, 91.20 % whole`."""
     groups, images, whole = (run["scan"][key] for key in ("groups", "images", "whole"))
-    return f"scanned {len(groups)} groups on {images:,} validation images, {whole:.2f} % whole"
+    what = "layers" if run["scan"].get("unit") == "weights" else "groups"
+    return f"scanned {len(groups)} {what} on {images:,} validation images, {whole:.2f} % whole"
 
 
 def _layers(job: Job, run: Run) -> list[dict[str, Any]]:

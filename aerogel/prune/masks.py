@@ -43,7 +43,7 @@ def prunable(model: nn.Module, layers: Sequence[str] = ("*",), protect: Sequence
 
 def _named(pattern: str, known: Mapping[str, Tensor]) -> list[str]:
     found = [name for name in known if any(fnmatchcase(part, pattern) for part in _parts(name))]
-    if not found:
+    if not found and pattern != "*":
         parts = {part for name in known for part in _parts(name)}
         raise AerogelError(f"prune: {pattern!r} names no weights that can be pruned; {nearest(pattern, parts)}")
     return found

@@ -23,6 +23,7 @@ from plotly.offline import get_plotlyjs
 from aerogel.errors import AerogelError
 from aerogel.files import write_json, write_text
 from aerogel.report.drawing import GREY, LINES, ORANGE, STROKES, TEAL, Figure, label, layout, numbers, scatter, short
+from aerogel.report.sparse import kept_bars
 from aerogel.report.taught import confusion_map, disagreements, reliability
 from aerogel.report.terminal import (
     dig,
@@ -153,6 +154,7 @@ def figures(report: dict[str, Any]) -> dict[str, Figure]:
         "frontier": frontier(report),
         "scan": scan_curves(report.get("scan") or {}),
         "scales": scale_bars(report.get("scales") or {}),
+        "kept": kept_bars(report.get("pruned") or {}),
         "confusion": confusion_map(dig(report, "distillation", "confusion") or {}),
         "reliability": reliability(dig(report, "distillation", "reliability") or {}),
         "layers-macs": layer_bars(report, "macs", "MACs", "count"),
@@ -272,19 +274,25 @@ def scan_curves(scan: dict[str, Any]) -> Figure | None:
     if not groups or not numbers(shares):
         return None
     drawn = sorted(groups, key=lambda name: sum(groups[name]["values"]))[:MAX_CURVES]
+    unit, what = ("layer", "weight") if scan.get("unit") == "weights" else ("group", "channel")
     traces: list[Figure] = []
-    for name in [name for name in groups if name in drawn]:
-        curve, i = groups[name], len(traces)
+    for i, name in enumerate(name for name in groups if name in drawn):
+        curve = groups[name]
         start = [(0.0, whole)] if is_number(whole) else []
         points = start + [(100 * share, value) for share, value in zip(shares, curve["values"], strict=False)]
-        whom = f"of {flat(curve.get('channels'))} channels"
+        whom = f"of {flat(curve.get('channels'))} {what}s"
         text = [f"{label(name)}<br>{x:.0f} % {whom} gone: {y:.2f} %" for x, y in points]
         line = {"width": 1.6, "color": LINES[i % len(LINES)], "dash": STROKES[i // len(LINES) % len(STROKES)]}
         look = {"mode": "lines+markers", "line": line, "marker": {"size": 5}, "text": text, "hoverinfo": "text"}
         traces.append(scatter(label(short(flat(name))), points) | look)
-    plot = layout("% of the group's channels removed, all others whole", "validation accuracy, %", height=420)
-    count = f"the {len(drawn)} most sensitive of {len(groups)} groups" if len(drawn) < len(groups) else "every group"
-    return {"caption": f"Accuracy without retraining, {count}.", "data": traces, "layout": plot | {"showlegend": True}}
+        if numbers(curve.get("retrained")):
+            points = start + [(100 * share, value) for share, value in zip(shares, curve["retrained"], strict=False)]
+            again = {"mode": "lines", "line": line | {"dash": "dot"}, "hoverinfo": "y"}
+            traces.append(scatter(f"{label(short(flat(name)))}, trained again", points) | again)
+    plot = layout(f"% of the {unit}'s {what}s removed, all others whole", "validation accuracy, %", height=420)
+    count = f"the {len(drawn)} most sensitive of {len(groups)} {unit}s" if len(drawn) < len(groups) else f"every {unit}"
+    how = "and after retraining" if scan.get("retrained") else "without retraining"
+    return {"caption": f"Accuracy {how}, {count}.", "data": traces, "layout": plot | {"showlegend": True}}
 
 
 def scale_bars(scales: dict[str, Any]) -> Figure | None:

@@ -51,6 +51,8 @@ def terminal(report: dict[str, Any]) -> str:
         lines += ["", *(f"{a:<13}{b:<27}{c:<27}{d:>13}" for a, b, c, d in table), ""]
     if dig(report, "distillation", "networks"):
         lines += ["", *network_lines(report["distillation"]["networks"]), ""]
+    if dig(report, "pruned", "layers"):
+        lines += [*kept_lines(report["pruned"]), ""]
     if report.get("scan"):
         lines += [*scan_lines(report["scan"]), ""]
     if report.get("parity"):
@@ -83,12 +85,24 @@ def scan_lines(scan: dict[str, Any]) -> list[str]:
     """Accuracy by group and share removed: every other share, so that 80 columns hold them."""
     shares = (scan.get("shares") or [])[::2]
     heads = "".join(f"{100 * share if is_number(share) else 0:>8.0f}" for share in shares)
-    lines = [f"{'accuracy, % removed':<29}{'channels':>9}{heads}"]
+    lines = [f"{'accuracy, % removed':<29}{'weights' if scan.get('unit') == 'weights' else 'channels':>9}{heads}"]
     for name, curve in (scan.get("groups") or {}).items():
         short = visible(flat(name))
         short = short if len(short) <= 28 else "..." + short[-25:]
         values = "".join(f"{human(value, '%').removesuffix(' %'):>8}" for value in (dig(curve, "values") or [])[::2])
         lines.append(f"{short:<29}{flat(dig(curve, 'channels')):>9}{values}")
+    return lines
+
+
+def kept_lines(pruned: dict[str, Any]) -> list[str]:
+    """The same as text, 80 columns wide."""
+    lines = [f"{'weights left':<44}{'all':>12}{'left':>12}{'%':>8}"]
+    for one in pruned.get("layers") or []:
+        name = visible(flat(dig(one, "name")))
+        short_name = name if len(name) <= 43 else "..." + name[-40:]
+        cells = [f"{value:,}" if is_number(value) else "-" for value in (dig(one, "weights"), dig(one, "kept"))]
+        share = dig(one, "share")
+        lines.append(f"{short_name:<44}{cells[0]:>12}{cells[1]:>12}{share if is_number(share) else 0:>8.2f}")
     return lines
 
 
