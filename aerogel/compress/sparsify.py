@@ -50,7 +50,7 @@ def check_weights(job: Job) -> Checked:
         )
     if sparse.rewind >= settings.train.epochs:
         raise AerogelError(
-            f"option sparse.rewind must be below {settings.train.epochs:g}, the epochs of training, got {sparse.rewind:g}"
+            f"option sparse.rewind must be below the {settings.train.epochs:g} epochs of training, got {sparse.rewind}"
         )
     whole = {name: torch.ones_like(mask, dtype=torch.float32) for name, mask in masks.items()}
     lowest(whole, sparse.sparsity, ratios=sparse.ratios)  # refuses what does not fit
