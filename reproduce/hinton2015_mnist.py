@@ -11,7 +11,7 @@ Networks that choose something are trained on "fit"; with what they chose others
 - student_hard: 784-800-800-10 on the labels alone. student_soft_T20: the same on that seed's teacher's soft targets at
   T = 20 alone, images not moved. grid_*: widths and temperatures, on validation.
 - no_threes, only_7_8: soft targets without 3s, of 7s and 8s alone. bias_validation: the omitted class's bias (those of
-  7 and 8) moved by what is best on validation for a network of "fit"; bias_test: as in the paper, by what is best on
+  7 and 8) moved by what is best on validation for one network of "fit"; bias_test: as in the paper, by what is best on
   the test images, which no one may know.
 - student_best: the student of 784-800-800-10 again, taught without labels by several small convolutional networks
   (their geometric mean) on affine and elastic views, some of them mixed (function matching, Beyer et al. 2022,
@@ -342,7 +342,7 @@ def count(job: Job, row: str, seed: int) -> dict[str, float]:
     found: dict[str, float] = {row: errors(logits, labels)}
     if row in OMITTED:
         val_pixels, val_labels = job.digits.part("val")
-        on_val = logits_of(job.network(row, seed, "fit"), val_pixels)
+        on_val = logits_of(job.network(row, 0, "fit"), val_pixels)
         shifts = {
             "bias_validation": best_shift(on_val, val_labels, SHIFTED[row]),
             "bias_test": best_shift(logits, labels, SHIFTED[row]),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pictures import lines as lines_of
 from results import rows
 
 ROOT = Path(__file__).parent.parent
@@ -207,10 +208,21 @@ def hinton2015() -> str:
     return "\n".join([*lines, "", f"{last['hardware']}, {last['date']}; `{last['command']}`."])
 
 
+def _grid() -> dict[tuple[float, float], dict[str, Any]]:
+    """{(units, temperature): row}"""
+    held = [row for row in rows(RESULTS / "hinton2015_mnist.json") if row["row"].startswith("grid_")]
+    found: dict[tuple[float, float], dict[str, Any]] = {}
+    for row in held:
+        units, temperature = row["row"].removeprefix("grid_").split("_T")
+        found[float(units), float(temperature)] = row
+    return found
+
+
 def hinton2015_grid() -> str:
     """Validation errors by width (rows) and temperature (columns)."""
-    held = {row["row"]: row for row in rows(RESULTS / "hinton2015_mnist.json") if row["row"].startswith("grid_")}
-    cells = {tuple(map(float, name.removeprefix("grid_").split("_T"))): row for name, row in held.items()}
+    cells = _grid()
+    if not cells:
+        return "Not measured yet."
     temperatures = sorted({temperature for _, temperature in cells})
     lines = [
         "| units | " + " | ".join(f"T = {temperature:g}" for temperature in temperatures) + " |",
@@ -220,8 +232,68 @@ def hinton2015_grid() -> str:
         row = (cells.get((width, temperature)) for temperature in temperatures)
         shown = (f"{one['mean']:.0f}" + (f" ± {one['sd']:.0f}" if one["sd"] else "") if one else "" for one in row)
         lines.append(f"| {width:.0f} | {' | '.join(shown)} |")
-    seeds = max((len(row["ours"]) for row in held.values()), default=0)
-    return "\n".join([*lines, "", f"Errors of 10,000 validation images, {seeds} seeds."])
+    seeds = max(len(row["ours"]) for row in cells.values())
+    last = list(cells.values())[-1]
+    return "\n".join(
+        [*lines, "", "![Validation errors by temperature, a line a width](hinton2015.svg)", "",
+         f"Errors of 10,000 validation images, seeds: {seeds}; {last['hardware']}, {last['date']}."]
+    )  # fmt: skip
+
+
+def hinton2015_picture() -> str:
+    """The grid as a picture, SVG."""
+    cells = _grid()
+    widths = sorted({width for width, _ in cells})
+    series = {
+        f"{width:.0f} units": [
+            (t, row["mean"], row["sd"] or 0.0) for (w, t), row in sorted(cells.items()) if w == width
+        ]
+        for width in widths
+    }
+    return lines_of(series, "temperature", "validation errors of 10,000")
+
+
+def _line_of(cells: dict[tuple[float, float], dict[str, Any]], width: float) -> list[tuple[float, float, float]]:
+    return [(t, row["mean"], row["sd"] or 0.0) for (w, t), row in sorted(cells.items()) if w == width]
+
+
+STUDENTS = {
+    "mobilenet_v2": "MobileNetV2 x0.5",
+    "shufflenet_v1": "ShuffleNetV1 x0.5, 3 groups",
+    "shufflenet_v2": "ShuffleNetV2 x0.5",
+}
+STUDENT_LOSSES = {
+    "alone": "alone", "kd": "KD", "fitnet": "FitNet", "at": "AT", "sp": "SP", "dkd": "DKD", "dist": "DIST",
+}  # fmt: skip
+
+
+def kd_students() -> str:
+    """Test accuracy of each student by loss; bold: above KD by more than two standard errors of the difference."""
+    held = {row["row"]: row for row in rows(RESULTS / "kd_students.json")}
+    if "teacher" not in held:
+        return "Not measured yet."
+    lines = ["| student | " + " | ".join(STUDENT_LOSSES.values()) + " |", "|---" * (len(STUDENT_LOSSES) + 1) + "|"]
+    for student, title in STUDENTS.items():
+        cells = []
+        for loss in STUDENT_LOSSES:
+            one, plain = held.get(f"{student}_{loss}"), held.get(f"{student}_kd")
+            shown = "" if one is None else f"{_cell(one, ' %')} ({len(one['ours'])})"
+            cells.append(f"**{shown}**" if one and plain and _beyond(one, plain) else shown)
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    last = held["teacher"]
+    seeds = len(last["ours"])
+    return "\n".join(
+        [*lines, "", f"Teacher: {_cell(last, ' %')} ({seeds}). In brackets: seeds. {last['hardware']}, {last['date']}; "
+         f"`{last['command']}`."]
+    )  # fmt: skip
+
+
+def _beyond(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the mean is higher by more than two standard errors of the difference; never with one seed."""
+    if one["sd"] is None or other["sd"] is None:
+        return False
+    error = (one["sd"] ** 2 / len(one["ours"]) + other["sd"] ** 2 / len(other["ours"])) ** 0.5
+    return bool(one["mean"] - other["mean"] > 2 * error)
 
 
 PAGE = ROOT / "docs" / "slimming.md"
@@ -232,11 +304,13 @@ TABLES = {
     "slimming_tuning": (PAGE, slimming_tuning),
     "slimming_cifar": (PAGE, slimming_cifar),
     "hinton2015": (ROOT / "docs" / "hinton2015.md", hinton2015),
+    "kd_students": (ROOT / "docs" / "hinton2015.md", kd_students),
     "hinton2015_grid": (ROOT / "docs" / "hinton2015.md", hinton2015_grid),
 }
 SOURCES = dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming") | dict.fromkeys(
     ("hinton2015", "hinton2015_grid"), "hinton2015_mnist"
 )  # result files of other names
+PICTURES = {ROOT / "docs" / "hinton2015.svg": hinton2015_picture}
 
 
 def main() -> None:
@@ -253,6 +327,11 @@ def main() -> None:
             stale.append(path.name)
             if "--check" not in sys.argv:
                 path.write_text(new)
+    for path, picture in PICTURES.items():
+        if _grid() and (not path.exists() or path.read_text() != picture()):
+            stale.append(path.name)
+            if "--check" not in sys.argv:
+                path.write_text(picture())
     print(f"{'stale' if '--check' in sys.argv else 'written'}: {', '.join(stale) or 'nothing'}")
     if stale and "--check" in sys.argv:
         raise SystemExit(1)
