@@ -55,7 +55,7 @@ class TeacherCache:
 
     kept: "exact", the numbers as the teacher gave them, or "fp16", half as large (cache_rows.py tells what that costs).
     top: keep the so many largest logits alone, for losses at the one `temperature`.
-    asked, found: images that the teacher was asked for, and that it was not.
+    asked, found: images of training that the teacher was asked for, and that it was not.
     Raises AerogelError for a bad argument. What the folder was made for is compared at the first batch.
     """
 
@@ -134,7 +134,7 @@ class TeacherCache:
             self._check_marks(records[there], own.numpy()[there])
         if found is not None:
             records[~there] = found
-        self.found += int(there.sum())
+        self.found += int(there.sum()) if keep else 0
         return self._layout.unpacked(records).to(batch.inputs.device)
 
     def sync(self) -> None:

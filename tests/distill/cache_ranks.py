@@ -18,7 +18,7 @@ from aerogel.data import Dataset
 from aerogel.distill import Distil, Teacher, TeacherCache
 from aerogel.train import Recipe, fit, join, start
 
-RECIPE = Recipe(epochs=2, batch_size=21, warmup=0, lr=0.01)
+RECIPE = Recipe(epochs=2, batch_size=21, warmup=0, lr=0.01, augment="none")
 
 
 class Asked(Net):
