@@ -26,7 +26,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from aerogel.errors import AerogelError, Interrupted
 from aerogel.imports import one_line
@@ -221,17 +223,27 @@ def joined(losses: Losses, world: World) -> nn.Module:
     if world.ranks == 1:
         return losses
     where = [world.device.index] if world.device.type == "cuda" else None
-    # what an objective leaves out of a step must not make the others wait
-    return nn.parallel.DistributedDataParallel(losses, device_ids=where, find_unused_parameters=True)
+    norms = {buffer for norm in losses.modules() if isinstance(norm, _NORMS) for buffer in norm.buffers()}
+    return nn.parallel.DistributedDataParallel(
+        losses,
+        device_ids=where,
+        find_unused_parameters=True,  # what an objective leaves out of a step must not make the others wait
+        broadcast_buffers=not norms.issuperset(losses.buffers()),  # training reads no norm's; rank 0's are saved
+    )
 
 
-def summed(values: list[float], world: World) -> list[float]:
-    """Element by element over all ranks."""
+def summing(values: list[float], world: World) -> Callable[[], list[float]]:
+    """Element by element over all ranks: begun now, and what is called for the sums waits for them."""
     if world.ranks == 1:
-        return values
+        return lambda: values
     tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
+    going = dist.all_reduce(tensor, async_op=True)
+
+    def sums() -> list[float]:
+        going.wait()
+        return tensor.tolist()
+
+    return sums
 
 
 @contextlib.contextmanager
@@ -258,41 +270,63 @@ def norms_synced(model: nn.Module, world: World) -> Iterator[None]:
             del norm.__dict__["forward"]
 
 
-class _Sum(torch.autograd.Function):
-    """Over all ranks, of numbers and of their gradients."""
+class _Normalised(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, of the rows of all ranks: one exchange forward, one back.
+
+    Forward, each rank tells its count, means and sums of squared distances, which add up without cancellation (Chan et
+    al. 1979). Backward, with y' the gradient, h the normalised x, N all rows and pixels, S sums over all ranks:
+    x' = weight / sqrt(variance + eps) (y' - S(y') / N - h S(y' h) / N). Gradients of weight and bias stay a rank's own,
+    as DistributedDataParallel expects them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        dims = [d for d in range(x.ndim) if d != 1]
+        own = wide.new_tensor([wide.numel() / wide.shape[1]])
+        variance, mean = torch.var_mean(wide, dims, correction=0)
+        told = torch.cat([own, mean, variance * own])
+        heard = told.new_empty(dist.get_world_size(), len(told))
+        dist.all_gather_into_tensor(heard.view(-1), told)
+        counts, means, squares = heard.split([1, len(mean), len(mean)], dim=1)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total
+        variance = (squares + counts * (means - mean).square()).sum(0) / total
+        weight, bias = weight.to(wide.dtype), bias.to(wide.dtype)
+        out = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, variance, total)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, total)
+        return out, mean, variance, total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance, total = ctx.saved_tensors
+        scaled, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat([to_bias, to_weight])
+        dist.all_reduce(sums)
+        of_one, of_h = (sums / total).chunk(2)
+        root = (variance + ctx.eps).rsqrt()
+        slope = -weight * root * root * of_h
+        level = -weight * root * of_one - slope * mean
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        return scaled + (x * slope.view(shape) + level.view(shape)).to(scaled.dtype), to_weight, to_bias, None
 
 
 def _synced_norm(norm: Any, x: Tensor) -> Tensor:
     """Batch norm over the rows of all ranks: (n, C, ...) -> the same. The numbers are summed in single precision."""
     if not norm.training:
         return type(norm).forward(norm, x)
-    wide = x if x.dtype == torch.float64 else x.float()
-    dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
-    own = wide.new_tensor([wide.numel() / wide.shape[1]])
-    sums = _Sum.apply(torch.cat([wide.sum(dims), own]))
-    count = sums[-1].detach()
-    mean = sums[:-1] / count
-    centred = wide - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(dims)) / count
+    weight = x.new_ones(x.shape[1]) if norm.weight is None else norm.weight
+    bias = x.new_zeros(x.shape[1]) if norm.bias is None else norm.bias
+    out, mean, variance, count = _Normalised.apply(x, weight, bias, norm.eps)
     if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         with torch.no_grad():
             norm.running_mean.lerp_(mean.to(norm.running_mean), share)
             norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), share)
-    out = centred * (variance + norm.eps).rsqrt().view(shape)
-    if norm.weight is not None:
-        out = out * norm.weight.view(shape) + norm.bias.view(shape)
-    return out.to(x.dtype)
+    return out
