@@ -165,6 +165,7 @@ def prune(
 def distill(
     teacher: o.Teacher = None, student: o.Student = None, data: o.Data = None, loss: o.Loss = None,
     temperature: o.Temperature = None, tap: o.Tap = None, mixup: o.Mixup = False, alone: o.Alone = False,
+    cache: o.Cache = None,
     teacher_weights: o.TeacherWeights = None, weights: o.Weights = None, out: o.Out = None, input: o.Size = None,
     seed: o.Seed = None, epochs: o.StudentEpochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None,
     config: o.ConfigFile = None, trust: o.Trust = False, json: o.Json = False,
@@ -177,7 +178,7 @@ def distill(
 
     lesson = {"teacher": teacher or None, "teacher_weights": teacher_weights or None, "temperature": temperature,
               "losses": parse_losses(loss) if loss else None, "taps": parse_taps(tap) if tap else None,
-              "mixup": mixup or None, "alone": alone or None}  # fmt: skip
+              "mixup": mixup or None, "alone": alone or None, "cache": cache}  # fmt: skip
     options = {"verb": "distill", "model": student, "data": data, "weights": weights, "input": parse_size(input),
                "seed": seed, "trust": trust or None, "train": recipe_options(epochs, batch_size, lr),
                "distill": {name: value for name, value in lesson.items() if value is not None}}  # fmt: skip

@@ -96,6 +96,10 @@ Tap = Annotated[
     list[str] | None,
     typer.Option(metavar="STUDENT=TEACHER", help="modules whose features at, hint, crd ... compare; repeatable"),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="FOLDER", help="keeps the teachers' answers: another run asks them nothing"),
+]
 Mixup = Annotated[bool, typer.Option("--mixup", help="both see mixed images, as in function matching; without labels")]
 Alone = Annotated[bool, typer.Option("--alone", help="train the same student with labels only, too, for comparison")]
 StudentEpochs = Annotated[float | None, typer.Option("--epochs", help="of training the student")]

@@ -27,7 +27,8 @@ class Distillation(BaseModel):
     mean, std: by channel, that teachers which do not say so themselves were trained with; None: the data's.
     losses: names with weights. taps: {student's module: teacher's}, or such a table by loss. options: by loss.
     shares: weights of several teachers, whose mean is `combine`. alone: train the same student with labels only, too.
-    keep: the student of the last step, or that of the epoch that was best on the validation split.
+    cache: a folder for the teachers' answers (aerogel.distill.TeacherCache), as they are or in half precision, all of
+    them or the largest. keep: the student of the last step, or that of the epoch that was best on the validation split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -43,6 +44,9 @@ class Distillation(BaseModel):
     autocast: Literal["none", "bf16", "fp16"] | None = None  # the teacher's; None: as the student is trained
     alone: bool = False
     keep: Literal["last", "best"] = "last"
+    cache: str | None = None
+    cache_kept: Literal["exact", "fp16"] = "exact"
+    cache_top: int | None = Field(None, ge=1)
     taps: dict[str, str | list[str] | dict[str, str]] = Field(default_factory=dict)
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

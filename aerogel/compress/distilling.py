@@ -91,6 +91,9 @@ def _finish(job: Job, run: Run, school: School) -> dict[str, Any]:
             answers = ask(job, run, school)
         with stage(job, run, STUDENT):
             learn(job, run, STUDENT, school.objective, answers)
+            if (cache := school.teacher.cache) is not None:
+                told = f"the teacher was asked for {cache.asked:,} images of training, {cache.found:,} were there"
+                job.console.say("cache", f"{cache.folder}: {told}")
         if job.settings.lesson.alone:
             with stage(job, run, ALONE):
                 learn(job, run, ALONE, HardLabels(), answers)

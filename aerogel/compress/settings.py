@@ -295,6 +295,7 @@ def _located(settings: Settings) -> Settings:
         lesson, own = settings.distill, dict[str, Any]()
         own["teacher"] = [_located_model(text) for text in lesson.teacher]
         own["teacher_weights"] = [_located_weights(text) for text in lesson.teacher_weights]
+        own["cache"] = lesson.cache and _absolute(lesson.cache)
         changes["distill"] = lesson.model_copy(update=own)
     return settings.model_copy(update=changes)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aerogel.compress.job import Job
 from aerogel.compress.settings import without_folders
 from aerogel.data import batches
-from aerogel.distill import Distil, Teacher
+from aerogel.distill import Distil, Teacher, TeacherCache
 from aerogel.distill.teachers import Scale, logits_of
 from aerogel.errors import AerogelError
 from aerogel.export import load_hf, open_model, read_config
@@ -62,6 +62,9 @@ class Rescaled(nn.Module):
         self.model = model
         self._teacher = Teacher(model, normalise=normalise)
 
+    def extra_repr(self) -> str:
+        return f"normalise={self._teacher.normalise}"
+
     def forward(self, inputs: Tensor) -> Tensor:
         return self._teacher(inputs)
 
@@ -70,6 +73,7 @@ def open_school(job: Job) -> School:
     """Raises AerogelError for whatever does not fit: a teacher, a loss, a tap."""
     found = open_teachers(job)
     teacher = _as_one(job, found)
+    _check_cache(job, teacher)
     return School(found, teacher, _objective(job, teacher))
 
 
@@ -91,12 +95,28 @@ def open_teachers(job: Job) -> list[One]:
 
 def _as_one(job: Job, found: list[One]) -> Teacher:
     """All of them as one; each reads images normalised as when it was trained."""
-    lesson, own = job.settings.lesson, (job.data.mean, job.data.std)
+    lesson, own, cache = job.settings.lesson, (job.data.mean, job.data.std), _cache(job)
     scales = [None if one.scale is None or one.scale == own else (own, one.scale) for one in found]
     if len(found) > 1 and any(scale != scales[0] for scale in scales):
         models = [Rescaled(one.model, scale) for one, scale in zip(found, scales, strict=True)]
-        return Teacher(models, lesson.shares, lesson.combine, lesson.autocast)
-    return Teacher([one.model for one in found], lesson.shares, lesson.combine, lesson.autocast, scales[0])
+        return Teacher(models, lesson.shares, lesson.combine, lesson.autocast, cache=cache)
+    return Teacher([one.model for one in found], lesson.shares, lesson.combine, lesson.autocast, scales[0], cache)
+
+
+def _cache(job: Job) -> TeacherCache | None:
+    lesson = job.settings.lesson
+    if lesson.cache is None:
+        return None
+    heat = None if lesson.cache_top is None else lesson.temperature
+    return TeacherCache(lesson.cache, job.data, job.settings.train, lesson.cache_kept, lesson.cache_top, heat)
+
+
+def _check_cache(job: Job, teacher: Teacher) -> None:
+    """Raises AerogelError when its folder was made for anything else."""
+    if teacher.cache is not None:
+        how = job.settings.train.autocast
+        with torch.autocast("cpu", torch.float16 if how == "fp16" else torch.bfloat16, enabled=how != "none"):
+            teacher.cache.check(teacher.identity("cpu"))
 
 
 def _objective(job: Job, teacher: Teacher) -> Distil:

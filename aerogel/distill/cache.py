@@ -111,6 +111,10 @@ class TeacherCache:
         vars(self).update(held)
         self._forget()
 
+    def check(self, teacher: dict[str, Any]) -> None:
+        """Raises AerogelError unless the folder is this cache's, or is still to be made; as the first batch does."""
+        self._open(teacher)
+
     def members(self, ask: Callable[[Tensor], Tensor], teacher: dict[str, Any], batch: Batch, keep: bool) -> Tensor:
         """The teachers' logits for the batch: (K, n, C). What is not there is asked, and kept.
 
