@@ -1,5 +1,6 @@
 """Knowledge distillation: one loss a file."""
 
+from aerogel.distill import temperature as temperature
 from aerogel.distill.attention import attention_loss as attention_loss
 from aerogel.distill.cache import TeacherCache as TeacherCache
 from aerogel.distill.crd import Contrast as Contrast
