@@ -1,8 +1,8 @@
 """Saved models: a folder with config.json and model.safetensors, and nothing that runs code when it is read.
 
-config.json: format version, the network's name and arguments (or the user's factory, as text), the input's shape and
-normalisation, the shapes, and the numbers that modules hold of them, which differ from the freshly built network,
-metrics, sha256 of the weights.
+config.json: format version (2 where `aerogel.sparse` coded the weights, else 1), the network's name and arguments (or
+the user's factory, as text), the input's shape and normalisation, the shapes, and the numbers that modules hold of
+them, which differ from the freshly built network, metrics, sha256 of the weights.
 Loading builds the network, gives it the saved shapes, checks every tensor and puts it in. A user's factory is
 imported only when the caller passes it again, or says `trust`.
 """
@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -27,8 +27,11 @@ from aerogel.files import new_folder, read_json, refuse_device, sha256, write_js
 from aerogel.graph import tensor_names
 from aerogel.graph.resize import changed_numbers, resize, set_numbers
 from aerogel.imports import import_factory, one_line, user_error
+from aerogel.sparse import files as sparse_files
+from aerogel.sparse.files import Coded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMATS = {None: 1, "sparse": 2}  # by coding: one that does not know a coding refuses it by its number
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # a weight may be saved as any of these
 
 
@@ -61,6 +64,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     format: int = 1
+    coding: Literal["sparse"] | None = None
     net: str | None = None
     args: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
     factory: str | None = None
@@ -80,11 +84,13 @@ def save(
     input: InputSpec | None = None,
     classes: tuple[str, ...] = (),
     metrics: Mapping[str, Any] | None = None,
+    sparse: bool = False,
 ) -> Path:
     """Writes config.json and model.safetensors into a new folder, whole or not at all.
 
     factory: "file.py:build" or "package.module:build", for a network that `aerogel.nets.build` did not make. It is
     called once, to check that it builds this network. input: None takes what `aerogel.nets.load_weights` noted.
+    sparse: codes the weights so that zeros cost almost nothing and shared values a few bits; every bit comes back.
     Raises AerogelError when the folder exists, the disk is full, or nothing builds the network again.
     """
     built_by = {"factory": factory} if factory is not None else spec_of(model)
@@ -115,7 +121,9 @@ def save(
         set_numbers(base, config.numbers)
     _check_same_modules(factory or config.net, resized, model)
     with new_folder(Path(folder), "save") as temp:
-        write_tensors(tensors, temp / WEIGHTS)
+        config.coding = "sparse" if sparse else None
+        config.format = FORMATS[config.coding]
+        (sparse_files.write if sparse else write_tensors)(tensors, temp / WEIGHTS)
         config.sha256 = sha256(temp / WEIGHTS)
         empty = None if config.numbers else {"numbers"}
         write_json(temp / CONFIG, config.model_dump(exclude_none=True, exclude=empty))
@@ -139,7 +147,7 @@ def load(folder: str | Path, *, factory: Callable[[], nn.Module] | None = None, 
     tensors = _verified(path, config)
     model = _fresh(f"load: {Path(folder) / CONFIG}", config, factory)
     check_fit(f"load: {path}", _tensors(model), tensors, config.shapes)
-    resize(model, tensors)
+    resize(model, _decoded(tensors))
     try:
         set_numbers(model, config.numbers)
     except AerogelError as error:
@@ -151,12 +159,16 @@ def read_config(folder: str | Path) -> Config:
     """config.json of a saved folder, checked. Raises AerogelError naming the file and the field."""
     path = Path(folder) / CONFIG
     raw = read_json(path)
-    if isinstance(raw, dict) and raw.get("format") != 1:
-        raise AerogelError(f"{path} has format {raw.get('format')!r}; this aerogel reads format 1, so update aerogel")
+    known = list(FORMATS.values())
+    if isinstance(raw, dict) and raw.get("format") not in known:
+        rule = f"this aerogel reads formats {' and '.join(map(str, known))}, so update aerogel"
+        raise AerogelError(f"{path} has format {raw.get('format')!r}; {rule}")
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
         raise AerogelError(f"{path}: {_first(error)}; it is corrupt or not a saved model") from error
+    if config.format != FORMATS[config.coding]:
+        raise AerogelError(f"{path}: format {config.format} and coding {config.coding} disagree; it is corrupt")
     if (config.net is None) == (config.factory is None):
         raise AerogelError(f"{path} must name either a net or a factory; it is corrupt or not a saved model")
     return config
@@ -186,11 +198,13 @@ def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
     code of its own. Raises AerogelError naming the first tensor that is missing, left over or of another shape.
     """
     path, caller = Path(source), f"--weights {source}"
-    tensors = _verified(path / WEIGHTS, read_config(path)) if path.is_dir() else read_state(path)
+    tensors = _verified(path / WEIGHTS, read_config(path)) if path.is_dir() else _state(path, nested=False)
     own, names = _tensors(model), tensor_names(model)
+    if isinstance(tensors, Coded):  # before anything is allotted
+        check_fit(caller, own, tensors)
     first = {key: names[id(tensor)] for key, tensor in model.state_dict(keep_vars=True).items()}
     found: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in _decoded(tensors).items():
         name = first.get(key, key)
         if name in found and not torch.equal(found[name], tensor):
             raise AerogelError(f"{caller}: {name!r} and {key!r} are one tensor in the network, and differ in the file")
@@ -204,13 +218,13 @@ def read_state(path: Path, *, nested: bool = False) -> dict[str, Tensor]:
 
     nested: it may lie under "state_dict" beside other things, as training scripts write it.
     """
-    return _read_torch(path, nested) if path.name.endswith((".pt", ".pth", ".pth.tar")) else read_tensors(path)
+    return _decoded(_state(path, nested))
 
 
 def check_fit(
     caller: str,
     own: Mapping[str, Tensor],
-    got: Mapping[str, Tensor],
+    got: Mapping[str, Tensor] | Coded,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Raises AerogelError naming the first tensor that is missing, left over, or of another shape or type.
@@ -258,12 +272,22 @@ def input_of_checkpoint(model: nn.Module) -> InputSpec | None:
     return InputSpec(shape=(args["in_channels"], args["input_size"], args["input_size"]), **noted)
 
 
-def _verified(path: Path, config: Config) -> dict[str, Tensor]:
+def _verified(path: Path, config: Config) -> dict[str, Tensor] | Coded:
     """The tensors of a saved folder. Raises AerogelError when a byte is not as it was written."""
-    tensors = read_tensors(path)
+    tensors = sparse_files.read(path) if config.coding else read_tensors(path)
     if sha256(path) != config.sha256:
         raise AerogelError(f"load: {path} does not match the sha256 in {CONFIG}; it is corrupt or was replaced")
     return tensors
+
+
+def _state(path: Path, nested: bool) -> dict[str, Tensor] | Coded:
+    if path.name.endswith((".pt", ".pth", ".pth.tar")):
+        return _read_torch(path, nested)
+    return sparse_files.read(path) if sparse_files.is_sparse(path) else read_tensors(path)
+
+
+def _decoded(tensors: dict[str, Tensor] | Coded) -> dict[str, Tensor]:
+    return tensors.decode() if isinstance(tensors, Coded) else tensors
 
 
 def _read_torch(path: Path, nested: bool) -> dict[str, Tensor]:

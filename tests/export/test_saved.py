@@ -534,9 +534,10 @@ def test_a_config_that_is_none_is_refused(text: str, message: str, saved: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this aerogel reads format 1, so update aerogel"),
-        ({"format": "1"}, "has format '1'; this aerogel reads format 1"),
-        ({"format": None}, "has format None; this aerogel reads format 1"),
+        ({"format": 3}, "has format 3; this aerogel reads formats 1 and 2, so update aerogel"),
+        ({"format": 2}, "format 2 and coding None disagree; it is corrupt"),
+        ({"format": "1"}, "has format '1'; this aerogel reads formats 1 and 2"),
+        ({"format": None}, "has format None; this aerogel reads formats 1 and 2"),
         ({"colour": "blue"}, "'colour': Extra inputs are not permitted; it is corrupt or not a saved model"),
         ({"a\nb\x1b[2J": 1}, r"'a\\nb\\x1b\[2J': Extra inputs"),
         ({"net": 3}, "'net': Input should be a valid string"),
