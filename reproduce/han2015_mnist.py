@@ -22,7 +22,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ from aerogel.distill import soft_target_loss
 from aerogel.export import read_config
 from aerogel.prune import cut_points
 from aerogel.prune.masks import Masks
+from aerogel.prune.neurons import bury, without_dead
 from aerogel.prune.weights.along import pruned_along
 from aerogel.train import HardLabels, Objective, Recipe, accuracy, predict, start, steps
 from aerogel.train.steps import lay_out
@@ -50,6 +51,7 @@ RESULTS = ROOT / "reproduce" / "results" / "han2015_mnist.json"
 COPIES = 8  # of every training image for the teacher's pupils: itself, and distorted
 TEMPERATURE = 4.0
 PRUNINGS = 20  # in the first half of a rung
+EXAMPLE = (torch.zeros(1, 1, 28, 28),)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Job:
     taught: Recipe
     runs: Path = ROOT / "runs" / "han2015_mnist"
     given: Dataset | None = field(default=None, compare=False)
+    school: float = 15  # epochs of the ladder's dense network
     copies: int = COPIES
     teacher: float = 10  # epochs
     choice: Mapping[str, Any] = field(default_factory=dict)  # of `lowest`
@@ -74,6 +77,11 @@ class Job:
     @cached_property
     def dataset(self) -> Dataset:
         return self.given or ag.data.load("mnist")
+
+    @cached_property
+    def weights(self) -> int:
+        """Of the whole network, without biases."""
+        return Masks.of(ag.nets.build(self.name)).weights
 
     def network(self, stage: str, seed: int) -> nn.Module:
         """The network of that stage and seed: from runs/ if it is there, else made and kept."""
@@ -195,28 +203,30 @@ def lessons(job_name: str) -> Lessons:
 
 
 def ladder(job: Job, stage: str, seed: int) -> nn.Module:
-    """Rung 1 is dense; every other one starts from the one before and is pruned over the first half of its training."""
-    rung = int(stage.partition("_")[2])
-    epochs, school = job.rung / job.copies, lessons(job.name)
+    """Rung 1 is dense; every other one starts from the one before and is pruned over the first half of its training.
+
+    Dead neurons are taken out of the network, so that the next rung trains a smaller one.
+    """
+    rung, school = int(stage.partition("_")[2]), lessons(job.name)
     if rung == 1:
         torch.manual_seed(seed)
-        return trained(job, ag.nets.build(job.name), school.soft, job.taught, 2 * epochs, seed, data=school.data)
+        epochs = job.school / job.copies
+        return trained(job, ag.nets.build(job.name), school.soft, job.taught, epochs, seed, data=school.data)
     before = ([1, *job.rungs])[job.rungs.index(rung)]
-    net = job.network(f"ladder_{before}", seed)
+    net, whole, epochs = job.network(f"ladder_{before}", seed), job.weights, job.rung / job.copies
     total = round(epochs * batch_count(len(school.data.train), job.taught.batch_size))
-    plan = ramp(1 - 1 / before, 1 - 1 / rung, cut_points(total, PRUNINGS, 0.5))
-    return trained(job, net, school.soft, job.taught, epochs, seed, plan, school.data, **job.choice)
+    held = Masks.of(net)
+    shares = {step: held.weights - whole * kept for step, kept in ramp(1 / before, 1 / rung, total).items()}
+    plan = {step: max(gone, 0) / held.weights for step, gone in shares.items()}
+    net = trained(job, net, school.soft, job.taught, epochs, seed, plan, school.data, **job.choice)
+    _, dead = bury(net, EXAMPLE)
+    return without_dead(net, EXAMPLE).model if dead else net
 
 
-def ramp(now: float, then: float, points: Sequence[int]) -> dict[int, float]:
-    """Zhu and Gupta's cubic from one sparsity to another."""
+def ramp(now: float, then: float, total: int) -> dict[int, float]:
+    """{step: share to keep}: Zhu and Gupta's cubic from one share to another, over the first half of the steps."""
+    points = cut_points(total, PRUNINGS, 0.5)
     return {point: then + (now - then) * (1 - k / len(points)) ** 3 for k, point in enumerate(points, start=1)}
-
-
-def kept_of(net: nn.Module) -> tuple[int, int]:
-    """(weights that are not zero, weights)."""
-    masks = Masks.of(net)
-    return masks.survivors, masks.weights
 
 
 # ---------------------------------------------------------------- the runs
@@ -225,8 +235,8 @@ def kept_of(net: nn.Module) -> tuple[int, int]:
 def learn(job: Job, row: str, stage: str, seed: int, *, paper: float | None = None, path: Path = RESULTS) -> None:
     """Puts the test error of one network into the results, with what is left of it."""
     net = job.network(stage, seed)
-    survivors, weights = kept_of(net)
-    more = {"ratio": weights / survivors, "kept": survivors, "val": 100 - accuracy(net, job.dataset, "val")}
+    survivors = Masks.of(net).survivors
+    more = {"ratio": job.weights / survivors, "kept": survivors, "val": 100 - accuracy(net, job.dataset, "val")}
     error = 100 - accuracy(net, job.dataset, "test")
     print(f"{row} seed {seed}: {error:.2f} % error, validation {more['val']:.2f}, x{more['ratio']:.1f}", flush=True)
     add(
@@ -249,18 +259,19 @@ def ladder_rows(job: Job, seed: int) -> None:
 
 MAKE: dict[str, Callable[[Job, str, int], nn.Module]] = {"dense": dense, "12x": twelve, "ladder": ladder}
 PLAIN = Recipe(batch_size=128, lr=0.05, weight_decay=5e-4, augment="none")
+TAUGHT = Recipe(batch_size=256, lr=0.1, weight_decay=1e-4, augment="none")
 JOBS = {
     job.name: job
     for job in (
         Job(
             "lenet_300_100", {"features.fc1": 0.08, "features.fc2": 0.09, "classifier.fc": 0.26}, (1.64, 1.59),
-            epochs=25, round=5, rungs=(12, 25, 40, 60, 80, 100), rung=15, recipe=PLAIN, taught=PLAIN,
+            epochs=25, round=5, rungs=(12, 40, 60, 80, 100), rung=12, recipe=PLAIN, taught=TAUGHT,
         ),
         Job(
             "lenet5",
             {"features.conv1": 0.66, "features.conv2": 0.12, "classifier.ip1": 0.08, "classifier.ip2": 0.19},
-            (0.80, 0.77), epochs=8, round=2, rungs=(12, 40, 120, 200, 300, 400), rung=6,
-            recipe=PLAIN.model_copy(update={"autocast": "bf16"}), taught=PLAIN,
+            (0.80, 0.77), epochs=6, round=1, rungs=(40, 120, 200, 300, 400), rung=5, school=6,
+            recipe=PLAIN.model_copy(update={"autocast": "bf16"}), taught=TAUGHT.model_copy(update={"autocast": "bf16"}),
         ),
     )
 }  # fmt: skip

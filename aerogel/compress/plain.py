@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aerogel.compress.distilling import check_again
-from aerogel.compress.goal import parse_goals
+from aerogel.compress.goal import goals_of
 from aerogel.compress.job import Job, lead, open_job
 from aerogel.compress.run import ORIGINAL, RESULT, Run, is_run
 from aerogel.compress.settings import Settings
@@ -113,7 +113,8 @@ def verify_folder(folder: Path, threads: int | None, trust: bool, console: Conso
 
 def _verify_run(run: Run, threads: int | None, trust: bool, console: Console) -> dict[str, Any]:
     distilled = run.settings.verb == "distill"
-    if not run.settings.target and not distilled:
+    goals = () if distilled else goals_of(run.settings)
+    if not goals and not distilled:
         raise AerogelError(f"verify: {run.path} is a sensitivity scan; there is no result in it to be checked")
     if "ship" not in run:
         again = f"aerogel resume {quote(str(run.path))}"
@@ -122,7 +123,7 @@ def _verify_run(run: Run, threads: int | None, trust: bool, console: Console) ->
     if distilled:
         return check_again(run, console)
     settings = run.settings if threads is None else run.settings.model_copy(update={"threads": threads})
-    job = open_job(settings, console, parse_goals(settings.target))
+    job = open_job(settings, console, goals)
     run.check_data(job.data)
     found = judge(job, run.path / ORIGINAL, run.path / RESULT)
     text = f"{found['verdict']['text']}\n{parity_text(found['parity'])}"
