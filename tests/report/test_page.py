@@ -24,7 +24,16 @@ from aerogel.report.terminal import human
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{ 7*7 }}\x1b[31m\u202e"
 GOAL = ("name", "unit", "value", "low", "high", "limit", "met")
-SECTIONS = ["Before and after", "Proof", "Candidates", "Sensitivity", "Batch-norm scales", "Layers", "Training"]
+SECTIONS = [
+    "Before and after",
+    "Teacher and student",
+    "Proof",
+    "Candidates",
+    "Sensitivity",
+    "Batch-norm scales",
+    "Layers",
+    "Training",
+]
 SECTIONS += ["Stages", "Data", "Repeat it"]
 COUNTS = {"params": 431080, "macs": 2293000, "flops": 4600000, "file_bytes": 1726000}
 COUNTS |= {"access_bytes": 1900000, "peak_bytes": 151000}
@@ -44,6 +53,27 @@ def layer(name: str) -> dict[str, Any]:
     return {"name": name, "op": "conv2d", "params_before": 520, "params_after": 208} | shapes | sizes
 
 
+def network(name: str, value: float) -> dict[str, Any]:
+    accuracy = {"value": value, "low": value - 0.5, "high": value + 0.5}
+    shares = {"val_accuracy": value - 0.25, "agreement": 97.5, "ece": 1.25, "val_ece": 1.5}
+    return {"name": name, "what": "lenet5", "accuracy": accuracy, "params": 431080, "macs": 2293000} | shares
+
+
+def distillation() -> dict[str, Any]:
+    latency = {key: side(1.0)["latency"] for key in ("a", "b")} | {"ratio": {"value": 0.4, "low": 0.3, "high": 0.5}}
+    bins = {"counts": [0, 9, 21], "confidence": [0.0, 0.5, 0.9], "accuracy": [0.0, 0.4, 0.95]}
+    return {
+        "networks": [network("teacher", 99.0), network("student", 98.0), network("labels alone", 97.0)],
+        "members": [{"name": name, "accuracy": 98.5, "val_accuracy": 98.0} for name in ("lenet5", "resnet20")],
+        "gap": {"value": 1.0, "low": 0.4, "high": 1.6},
+        "gain": {"value": 1.0, "low": -0.1, "high": 2.1},
+        "latency": latency,
+        "confusion": {"of": 2, "classes": ["cat", "dog"], "counts": [[11, 3], [0, 16]]},
+        "reliability": {"teacher": bins, "student": bins},
+        "losses": {"kd": 0.9, "hard": 0.1},
+    }
+
+
 def full() -> dict[str, Any]:
     latency = dict(zip(GOAL, ("latency", "x", 0.48, 0.47, 0.49, 0.5, True), strict=True))
     drop = dict(zip(GOAL, ("accuracy drop", "pt", 0.1, -0.02, 0.22, 0.3, True), strict=True))
@@ -58,6 +88,7 @@ def full() -> dict[str, Any]:
         "verdict": {"pass": True, "text": "PASS  latency x0.48 <= 0.50", "goals": [latency, drop]},
         "before": side(1.0),
         "after": side(0.5),
+        "distillation": distillation(),
         "parity": {"samples": 1000, "top1_agreement": 1.0, "max_abs_diff": 1.1e-6, "ok": True},
         "cut": {"max_error": 1.3e-7, "frozen": {"fc.2": "is the output"}, "inexact": {"gate": "a max"}},
         "method": "slimming: the smallest scales; one-shot",
@@ -135,7 +166,8 @@ SHOWN = [
     "PASS", "x0.48 [0.47, 0.49]", "limit x0.50", "0.500 ms\n[0.450, 0.550]", "-0.05 pt", "2.29 M",
     "1.81 MiB", "On 1,000 samples", "100.00 %", "1.1e-06", "1.3e-07", "is the output", "20 x 1 x 5 x 5",
     "4 of 4 layers can be cut", "5,000 validation images", "91.25 %", "slimming: the smallest", "55,000",
-    r"train/3/\udcff001.png",
+    r"train/3/\udcff001.png", "98.00 %\n[97.50, 98.50]", "Behind its teacher by 1.00 pt [0.40, 1.60]",
+    "1.00 pt [-0.10, 2.10] better", "x0.40 [0.30, 0.50]", "resnet20", "97.75 %",
 ]
 # fmt: on
 
@@ -147,7 +179,7 @@ def test_full_report_shows_every_section_and_its_numbers() -> None:
         assert text in page.text, text
     assert ("td", {"class": "n", "title": "2,293,000"}) in page.tags
     assert set(page.plots()) == {
-        "frontier", "scan", "scales", "layers-macs", "layers-access", "curve-0", "curve-1",
+        "frontier", "scan", "scales", "confusion", "reliability", "layers-macs", "layers-access", "curve-0", "curve-1",
     }  # fmt: skip
 
 
@@ -187,6 +219,26 @@ def test_a_scan_is_drawn_by_its_most_sensitive_groups_and_told_in_80_columns() -
     assert max(map(len, lines[head : head + 21])) <= 80
 
 
+def test_a_distillation_is_told_a_network_a_line_in_80_columns() -> None:
+    lines = terminal(full()).splitlines()
+    (head,) = (i for i, line in enumerate(lines) if line.lstrip().startswith("accuracy on test"))
+    student = lines[head + 2].split()
+    assert " ".join(student) == "student 98.00 % [97.50, 98.50] 97.75 97.50 1.25 431 K 2.29 M"
+    assert {len(line) for line in lines[head : head + 4]} == {80}
+
+
+def test_where_student_and_teacher_part_is_drawn_apart_from_where_they_agree() -> None:
+    plots = figures(full())
+    same, other = plots["confusion"]["data"]
+    assert (same["text"], other["text"]) == ([["11", ""], ["", "16"]], [["", "3"], ["", ""]])
+    assert [[n is None for n in row] for row in same["z"]] == [[False, True], [True, False]]
+    assert same["hovertext"][0][1] == "teacher cat<br>student dog: 3"
+    assert re.search(r"Teacher saysStudent saysImages\s+catdog3\s", Page(render(full())).text)
+    teacher, student, _ = plots["reliability"]["data"]
+    assert (student["x"], student["y"]) == ((50.0, 90.0), (40.0, 95.0))
+    assert teacher["text"][0] == "teacher<br>50.00 % sure, 40.00 % right<br>9 images"
+
+
 def test_failed_report_names_the_nearest_points() -> None:
     page = Page(render(failed()))
     assert "FAIL" in page.text
@@ -224,6 +276,7 @@ def test_hostile_names_inject_nothing() -> None:
     report = poisoned(full())
     for part in ("frozen", "inexact"):
         report["cut"][part] = {HOSTILE: HOSTILE}
+    report["distillation"]["reliability"] = {HOSTILE: distillation()["reliability"]["teacher"]}
     report["environment"][HOSTILE] = report["data"][HOSTILE] = HOSTILE
     report["scan"]["groups"] = {HOSTILE: full()["scan"]["groups"]["features.0"]}
     report["scales"]["counts"] = {HOSTILE: [1, 2]}
