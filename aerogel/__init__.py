@@ -20,6 +20,7 @@ __all__ = [
     "prune",
     "recover",
     "save",
+    "sparse",
     "train",
 ]
 
@@ -32,7 +33,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
-    from aerogel import cost, data, distill, export, nets, prune, train
+    from aerogel import cost, data, distill, export, nets, prune, sparse, train
     from aerogel.errors import AerogelError
     from aerogel.export import load, save
     from aerogel.graph import capture

@@ -18,7 +18,7 @@ def pack(values: NDArray[np.integer], widths: NDArray[np.integer] | int) -> byte
     """`values` (n,), each below 2^width, of `widths` (n,) or one for all."""
     ends = _ends(widths, len(values))
     total = int(ends[-1])
-    words = np.zeros((total + 31) // 32 + 1, np.uint64)
+    words = np.zeros((total + 31) // 32 + 2, np.uint64)
     for begin in range(0, len(values), BLOCK):
         here = slice(begin, begin + BLOCK)
         starts = ends[:-1][here]

@@ -39,8 +39,11 @@ def normalise(weights: list[int], depth: int) -> Frequencies:
     """Frequencies that sum to 2^depth, near to proportional to `weights`; none is 0 whose weight is not.
 
     In whole numbers alone, because every machine must find the same. At most 2^depth weights may be above 0.
+    Raises AerogelError when none is.
     """
     total, slots = sum(weights), 1 << depth
+    if not total:
+        raise AerogelError("frequencies that are all 0")
     found = [max(1, weight * slots // total) if weight else 0 for weight in weights]
     order = sorted(range(len(weights)), key=lambda i: -weights[i])
     left = slots - sum(found)
