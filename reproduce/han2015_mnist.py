@@ -18,9 +18,11 @@ pruned nor counted.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from results import add, held_seeds
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,17 +43,23 @@ from aerogel.data import Batch, Dataset, Split, batch_count
 from aerogel.distill import soft_target_loss
 from aerogel.export import read_config
 from aerogel.prune import cut_points
-from aerogel.prune.masks import Masks
+from aerogel.prune.l1 import L1
+from aerogel.prune.masks import Masks, prunable
 from aerogel.prune.neurons import bury, without_dead
+from aerogel.prune.weight_sensitivity import SHARES, weight_sensitivity
+from aerogel.prune.weights import lowest
 from aerogel.prune.weights.along import pruned_along
+from aerogel.sparse import fewest_bits, iid_bits
 from aerogel.train import HardLabels, Objective, Recipe, accuracy, predict, start, steps
 from aerogel.train.steps import lay_out
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduce" / "results" / "han2015_mnist.json"
+PICTURE = ROOT / "docs" / "han2015_first_layer.png"
 COPIES = 8  # of every training image for the teacher's pupils: itself, and distorted
 TEMPERATURE = 4.0
 PRUNINGS = 20  # in the first half of a rung
+MAX_DROP = 0.06  # points on validation, that is 3 images, which shared values may cost
 EXAMPLE = (torch.zeros(1, 1, 28, 28),)
 
 
@@ -237,6 +246,7 @@ def learn(job: Job, row: str, stage: str, seed: int, *, paper: float | None = No
     net = job.network(stage, seed)
     survivors = Masks.of(net).survivors
     more = {"ratio": job.weights / survivors, "kept": survivors, "val": 100 - accuracy(net, job.dataset, "val")}
+    more |= stored(job, net) if survivors < job.weights else {}
     error = 100 - accuracy(net, job.dataset, "test")
     print(f"{row} seed {seed}: {error:.2f} % error, validation {more['val']:.2f}, x{more['ratio']:.1f}", flush=True)
     add(
@@ -245,10 +255,109 @@ def learn(job: Job, row: str, stage: str, seed: int, *, paper: float | None = No
     )  # fmt: skip
 
 
+def stored(job: Job, net: nn.Module) -> dict[str, float]:
+    """What its file takes: lossless, and with the fewest bits a weight that validation lets pass, which also cost
+    accuracy on test; and the bound of an entropy coder that knows how often each value comes, but no order."""
+    net = copy.deepcopy(net)
+    found = {"bytes_lossless": _bytes_of(net)}
+    with torch.no_grad():
+        chosen = fewest_bits(net, lambda shared: accuracy(shared, job.dataset, "val"), MAX_DROP)
+    bound = sum(iid_bits(tensor) for tensor in net.state_dict().values()) / 8
+    error = 100 - accuracy(net, job.dataset, "test")
+    return found | {"bytes": _bytes_of(net), "bytes_bound": bound, "bits": chosen.bits, "file_error": error}
+
+
+def _bytes_of(net: nn.Module) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        return (ag.save(net, Path(folder) / "it", sparse=True) / "model.safetensors").stat().st_size
+
+
 def paper_rows(job: Job, seed: int) -> None:
     for row, stage, error in ((f"{job.name}_dense", "dense", job.paper[0]), (f"{job.name}_12x", "12x", job.paper[1])):
         if seed not in held_seeds(RESULTS, row):
             learn(job, row, stage, seed, paper=error)
+
+
+# ---------------------------------------------------------------- figures 5 and 6
+
+DENSITIES = (0.3, 0.12, 0.08, 0.05, 0.03)
+AGAIN = 3  # epochs of every retraining of figure 5
+
+
+def l1(job: Job, stage: str, seed: int) -> nn.Module:
+    """Dense, with L1 instead of L2."""
+    torch.manual_seed(seed)
+    recipe = job.recipe.model_copy(update={"weight_decay": 0.0})
+    return trained(job, ag.nets.build(job.name), L1(HardLabels(), L1_PENALTY), recipe, job.epochs, seed)
+
+
+def tradeoff_rows(job: Job, seed: int) -> None:
+    """Weights go by |w| / std of their layer, so that one quality serves all layers."""
+    last = f"{job.name}_tradeoff_l1_iterative_{DENSITIES[-1]}"
+    if seed in held_seeds(RESULTS, last):
+        return
+    for norm, stage in (("l2", "dense"), ("l1", "l1")):
+        whole = job.network(stage, seed)
+        chain = whole
+        for density in DENSITIES:
+            once = copy.deepcopy(whole)
+            lowest(in_stds(once), 1 - density).hold(once)
+            tell(job, f"{norm}_none_{density}", seed, once)
+            tell(job, f"{norm}_once_{density}", seed, retrained(job, once, norm, seed))
+            chain = copy.deepcopy(chain)
+            lowest(in_stds(chain), 1 - density, before=Masks.of(chain)).hold(chain)
+            chain = retrained(job, chain, norm, seed)
+            tell(job, f"{norm}_iterative_{density}", seed, chain)
+
+
+def in_stds(net: nn.Module) -> dict[str, Tensor]:
+    """|w| over the standard deviation of its layer's weights: the quality at which it goes."""
+    return {name: w.detach().abs() / w.detach()[w != 0].std() for name, w in prunable(net).items()}
+
+
+def retrained(job: Job, net: nn.Module, norm: str, seed: int) -> nn.Module:
+    """A few epochs at a tenth of the rate, with the norm that it was trained with."""
+    decay = job.recipe.weight_decay if norm == "l2" else 0.0
+    objective = HardLabels() if norm == "l2" else L1(HardLabels(), L1_PENALTY)
+    recipe = job.recipe.model_copy(update={"lr": job.recipe.lr / 10, "warmup": 0.0, "weight_decay": decay})
+    return trained(job, copy.deepcopy(net), objective, recipe, AGAIN, seed, {})
+
+
+def tell(job: Job, row: str, seed: int, net: nn.Module) -> None:
+    error = 100 - accuracy(net, job.dataset, "test")
+    print(f"{row} seed {seed}: {error:.2f} % error", flush=True)
+    add(
+        RESULTS, f"{job.name}_tradeoff_{row}", seed, error, unit="% error", seconds=0.0,
+        command=f"python reproduce/han2015_mnist.py --net {job.name} --only tradeoff",
+        hardware=f"{cpu_name()}, {os.cpu_count()} cores",
+    )  # fmt: skip
+
+
+def sensitivity_rows(job: Job, seed: int) -> None:
+    """Validation errors, one layer pruned, the others whole and nothing retrained."""
+    last = f"{job.name}_sensitivity_{list(job.kept)[-1]}"
+    if seed in held_seeds(RESULTS, last):
+        return
+    began = time.perf_counter()
+    found = weight_sensitivity(job.network("dense", seed), lambda net: 100 - accuracy(net, job.dataset, "val"))
+    for layer in job.kept:
+        curve = found[f"{layer}.weight"].values
+        more = {f"at_{share:g}": value for share, value in zip(SHARES, curve, strict=True)}
+        add(
+            RESULTS, f"{job.name}_sensitivity_{layer}", seed, sum(curve) / len(curve), unit="% validation error, mean",
+            more=more, command=f"python reproduce/han2015_mnist.py --net {job.name} --only sensitivity",
+            hardware=f"{cpu_name()}, {os.cpu_count()} cores", seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+
+def picture(job: Job, seed: int) -> None:
+    """docs/han2015_first_layer.png: how many weights each pixel kept in the first layer at 12x, all seeds so far."""
+    if job.name != "lenet_300_100":
+        return
+    nets = [ag.load(path) for path in sorted((job.runs / job.name).glob("12x_*"))]
+    counts = torch.stack([(net.features.fc1.weight != 0).sum(0).view(28, 28) for net in nets]).float().mean(0)
+    shade = (255 * counts / counts.max()).to(torch.uint8).numpy()
+    Image.fromarray(255 - shade).resize((280, 280), Image.Resampling.NEAREST).save(PICTURE)
 
 
 def ladder_rows(job: Job, seed: int) -> None:
@@ -257,7 +366,8 @@ def ladder_rows(job: Job, seed: int) -> None:
             learn(job, f"{job.name}_ladder_{rung}x", f"ladder_{rung}", seed)
 
 
-MAKE: dict[str, Callable[[Job, str, int], nn.Module]] = {"dense": dense, "12x": twelve, "ladder": ladder}
+MAKE: dict[str, Callable[[Job, str, int], nn.Module]] = {"dense": dense, "12x": twelve, "ladder": ladder, "l1": l1}
+L1_PENALTY = 2e-5
 PLAIN = Recipe(batch_size=128, lr=0.05, weight_decay=5e-4, augment="none")
 TAUGHT = Recipe(batch_size=256, lr=0.1, weight_decay=1e-4, augment="none")
 JOBS = {
@@ -279,6 +389,9 @@ STAGES: dict[str, Callable[[Job, int], None]] = {
     "teacher": lambda job, seed: None if seed else print(len(lessons(job.name).logits)),
     "paper": paper_rows,
     "ladder": ladder_rows,
+    "sensitivity": sensitivity_rows,
+    "tradeoff": tradeoff_rows,
+    "picture": picture,
 }
 
 
