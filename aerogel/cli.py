@@ -165,10 +165,10 @@ def prune(
 def distill(
     teacher: o.Teacher = None, student: o.Student = None, data: o.Data = None, loss: o.Loss = None,
     temperature: o.Temperature = None, tap: o.Tap = None, mixup: o.Mixup = False, alone: o.Alone = False,
-    cache: o.Cache = None,
-    teacher_weights: o.TeacherWeights = None, weights: o.Weights = None, out: o.Out = None, input: o.Size = None,
-    seed: o.Seed = None, epochs: o.StudentEpochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None,
-    config: o.ConfigFile = None, trust: o.Trust = False, json: o.Json = False,
+    cache: o.Cache = None, explore_temperature: o.ExploreTemperature = False, teacher_weights: o.TeacherWeights = None,
+    weights: o.Weights = None, out: o.Out = None, input: o.Size = None, seed: o.Seed = None,
+    epochs: o.StudentEpochs = None, batch_size: o.BatchSize = None, lr: o.Rate = None, config: o.ConfigFile = None,
+    trust: o.Trust = False, json: o.Json = False,
 ) -> None:  # fmt: skip
     """Trains a small network by what big ones know, and measures what it gained."""
     from aerogel.compress import distill as run_distill
@@ -182,6 +182,14 @@ def distill(
     options = {"verb": "distill", "model": student, "data": data, "weights": weights, "input": parse_size(input),
                "seed": seed, "trust": trust or None, "train": recipe_options(epochs, batch_size, lr),
                "distill": {name: value for name, value in lesson.items() if value is not None}}  # fmt: skip
+    if explore_temperature:
+        from aerogel.compress.exploring import STAND_IN, explore, refuse_others
+
+        refuse_others({"--loss": loss, "--tap": tap, "--mixup": mixup, "--alone": alone, "--cache": cache,
+                       "--epochs": epochs, "--batch-size": batch_size, "--lr": lr})  # fmt: skip
+        options["model"] = student or STAND_IN
+        emit(*explore(resolve(options, config), student is not None, out, console(json)), json)
+        return
     found = run_distill(resolve(options, config), out, console(json))
     finish(found, "", json, passed=found["verdict"]["pass"] is not False)
 
@@ -223,13 +231,21 @@ def check(data: o.DataSpec, input: o.Size = None, json: o.Json = False) -> None:
 
 @app.command()
 def export(
-    model: o.Model, out: Annotated[Path, typer.Option(help="the .onnx file to write")], weights: o.Weights = None,
-    input: o.Size = None, trust: o.Trust = False, json: o.Json = False,
+    model: o.Model, out: o.Written, to: o.To = "onnx", bits: o.Bits = None, data: o.Data = None,
+    max_drop: o.BitsDrop = None, weights: o.Weights = None, input: o.Size = None, trust: o.Trust = False,
+    json: o.Json = False,
 ) -> None:  # fmt: skip
-    """Writes a network as one ONNX file and checks that it computes the same."""
+    """Writes a network as one ONNX file that computes the same, or as a folder small by its zeros, or dense again."""
     from aerogel.compress.plain import export_and_check
+    from aerogel.compress.storing import check_kind, store
     from aerogel.export import parse_size
 
+    check_kind(to, {"--bits": bits, "--data": data, "--max-drop": max_drop})
+    if to != "onnx":
+        found = store(model, weights, parse_size(input), trust, out, console(json), to=to, bits=bits, data=data,
+                      max_drop=max_drop)  # fmt: skip
+        emit(found, found["text"], json)
+        return
     found = export_and_check(model, weights, parse_size(input), trust, out)
     emit(found, f"{out}  {found['bytes']:,} bytes  largest difference {found['max_abs_diff']:.1e}", json)
 

@@ -96,6 +96,10 @@ Tap = Annotated[
     list[str] | None,
     typer.Option(metavar="STUDENT=TEACHER", help="modules whose features at, hint, crd ... compare; repeatable"),
 ]
+ExploreTemperature = Annotated[
+    bool,
+    typer.Option("--explore-temperature", help="train nothing: what T does to the teacher's answers, and which to try"),
+]
 Cache = Annotated[
     str | None,
     typer.Option("--cache", metavar="FOLDER", help="keeps the teachers' answers: another run asks them nothing"),
@@ -103,3 +107,10 @@ Cache = Annotated[
 Mixup = Annotated[bool, typer.Option("--mixup", help="both see mixed images, as in function matching; without labels")]
 Alone = Annotated[bool, typer.Option("--alone", help="train the same student with labels only, too, for comparison")]
 StudentEpochs = Annotated[float | None, typer.Option("--epochs", help="of training the student")]
+Written = Annotated[Path, typer.Option(help="the .onnx file, or the folder, to write; never overwritten")]
+To = Annotated[str, typer.Option("--to", help="onnx; sparse: a folder small by its zeros; dense: the inverse")]
+Bits = Annotated[int | None, typer.Option(help="sparse: weights share 2^BITS values a tensor (default: as they are)")]
+BitsDrop = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="sparse with --data: points of validation accuracy that bits may cost (0.1)"),
+]

@@ -136,7 +136,7 @@ def ask(job: Job, run: Run, school: School) -> dict[str, Tensor]:
     file = run.path / "checkpoints" / TEACHER / "logits.safetensors"
     if TEACHER in run and file.exists():
         return read_tensors(file)
-    said = {split: heard(job, school, split) for split in ("val", "test")}
+    said = {split: heard(job, school.teacher, split) for split in ("val", "test")}
     answers = {split: school.teacher.combined(members, 1.0) for split, members in said.items()}
     members = [
         {

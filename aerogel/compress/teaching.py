@@ -72,7 +72,7 @@ class Rescaled(nn.Module):
 def open_school(job: Job) -> School:
     """Raises AerogelError for whatever does not fit: a teacher, a loss, a tap."""
     found = open_teachers(job)
-    teacher = _as_one(job, found)
+    teacher = as_one(job, found)
     _check_cache(job, teacher)
     return School(found, teacher, _objective(job, teacher))
 
@@ -93,7 +93,7 @@ def open_teachers(job: Job) -> list[One]:
     return found
 
 
-def _as_one(job: Job, found: list[One]) -> Teacher:
+def as_one(job: Job, found: list[One]) -> Teacher:
     """All of them as one; each reads images normalised as when it was trained."""
     lesson, own, cache = job.settings.lesson, (job.data.mean, job.data.std), _cache(job)
     scales = [None if one.scale is None or one.scale == own else (own, one.scale) for one in found]

@@ -16,6 +16,7 @@ from aerogel.compress.teaching import Logits, School
 from aerogel.cost import count
 from aerogel.cost.latency import compare
 from aerogel.data import batches, normalise
+from aerogel.distill import Teacher
 from aerogel.distill.agreement import agreement, calibration, calibration_error, confusion
 from aerogel.errors import AerogelError
 from aerogel.export.onnx import export_onnx
@@ -28,12 +29,12 @@ CLASSES = 100  # of a confusion that the report holds
 COUNTS = ("params", "macs", "flops", "access_bytes", "peak_bytes")
 
 
-def heard(job: Job, school: School, split: str) -> Tensor:
+def heard(job: Job, teacher: Teacher, split: str) -> Tensor:
     """Each teacher's logits of a split: (K, n, classes)."""
     found = []
     for batch in batches(job.data, split, 256):
         job.signals.check()
-        found.append(school.teacher.members(batch.inputs))
+        found.append(teacher.members(batch.inputs))
     return torch.cat(found, dim=1)
 
 

@@ -129,9 +129,7 @@ def frames(held: memoryview, start: int, owner: bytes, layout: Layout, where: st
         head = bytes(held[start : start + HEADER.size])
         magic, found, rows, itemsize, digest, own = HEADER.unpack(head)
         if magic != MAGIC or own != _hash(head):
-            raise AerogelError(
-                f"cache: {where} is damaged at byte {start:,}; delete this file, its rows are made anew"
-            )
+            raise AerogelError(f"cache: {where} is damaged at byte {start:,}; delete this file, its rows are made anew")
         if found != owner or itemsize != layout.record.itemsize:
             raise AerogelError(f"cache: {where} was written for another cache; delete this file")
         first = start + HEADER.size

@@ -37,6 +37,7 @@ from aerogel.distill.checks import check_labels, check_logits, check_temperature
 from aerogel.errors import AerogelError
 
 TEMPERATURES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 40.0)
+RANKED = 10
 WRONG, ALIGNED, NAMED = 0.05, 0.95, 0.25
 
 
@@ -104,6 +105,7 @@ class Moved:
     right: float  # probability of the labelled class
     wrong: float  # of all others together
     second: float  # of the likeliest of the others
+    ranked: tuple[float, ...]  # of each sample's likeliest classes, at most RANKED: the mean first, second, ...
     same_ranking: float  # share of samples
     start: Pull
     student: Pull | None
@@ -160,6 +162,7 @@ def _moved(v: Tensor, labels: Tensor, temperature: float, z: Tensor | None) -> M
         right=float(right.mean()),
         wrong=float((1 - right).mean()),
         second=float(second.mean()),
+        ranked=tuple(p.topk(min(RANKED, p.shape[-1])).values.mean(0).tolist()),
         same_ranking=float(same_ranking(v, temperature).double().mean()),
         start=_pull(torch.zeros_like(v), v, labels, temperature),
         student=None if z is None else _pull(z, v, labels, temperature),
@@ -192,9 +195,7 @@ def recommend(rows: Sequence[Moved], classes: int) -> Recommended:
     named = next((row for row in rows if row.classes >= NAMED * classes), last)
     small = min(max(named, low, key=_heat), high, key=_heat)
     reasons = [
-        f"from T = {low.temperature:g} the wrong classes have {100 * low.wrong:.1f} % of the probability, at "
-        f"T = {first.temperature:g} {100 * first.wrong:.2f} %: "
-        + ("there, soft targets are labels" if first.wrong < WRONG else "even there they are heard"),
+        _of_wrong(first, low),
         f"at T = {high.temperature:g} the first gradient has a cosine of {high.start.aligned:.3f} with its limit, "
         "matching logits: "
         + ("above it T changes next to nothing" if high.start.aligned >= ALIGNED else "no T asked for is near it"),
@@ -204,6 +205,16 @@ def recommend(rows: Sequence[Moved], classes: int) -> Recommended:
         "a heuristic, not a law: choose among these on the validation split",
     ]
     return Recommended(low.temperature, high.temperature, small.temperature, tuple(reasons))
+
+
+def _of_wrong(first: Moved, low: Moved) -> str:
+    """Why the range begins where it does."""
+    text = f"at T = {first.temperature:g} the wrong classes have {100 * first.wrong:.2g} % of the probability"
+    if first.wrong >= WRONG:
+        return f"{text}: the lowest T asked for lets them be heard"
+    if low.wrong < WRONG:
+        return f"{text}, at T = {low.temperature:g} {100 * low.wrong:.2g} %: no T asked for lets them be heard"
+    return f"{text}, soft targets are labels there; from T = {low.temperature:g} they have {100 * low.wrong:.2g} %"
 
 
 def _heat(row: Moved) -> float:
