@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import han2015_tables
 from pictures import lines as lines_of
 from results import rows
 
@@ -297,7 +298,12 @@ def _beyond(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 PAGE = ROOT / "docs" / "slimming.md"
+SPARSE = ROOT / "docs" / "sparse.md"
 TABLES = {
+    "han2015_mnist": (SPARSE, han2015_tables.paper_table),
+    "han2015_ladder": (SPARSE, han2015_tables.ladder_table),
+    "han2015_tradeoff": (SPARSE, han2015_tables.tradeoff_table),
+    "han2015_sensitivity": (SPARSE, han2015_tables.sensitivity_table),
     "first_light": (ROOT / "README.md", first_light),
     "light_nets": (ROOT / "docs" / "nets.md", light_nets),
     "liu2017_slimming": (PAGE, slimming),
@@ -307,8 +313,10 @@ TABLES = {
     "kd_students": (ROOT / "docs" / "hinton2015.md", kd_students),
     "hinton2015_grid": (ROOT / "docs" / "hinton2015.md", hinton2015_grid),
 }
-SOURCES = dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming") | dict.fromkeys(
-    ("hinton2015", "hinton2015_grid"), "hinton2015_mnist"
+SOURCES = (
+    dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming")
+    | dict.fromkeys(("hinton2015", "hinton2015_grid"), "hinton2015_mnist")
+    | dict.fromkeys(("han2015_ladder", "han2015_tradeoff", "han2015_sensitivity"), "han2015_mnist")
 )  # result files of other names
 PICTURES = {ROOT / "docs" / "hinton2015.svg": hinton2015_picture}
 

@@ -102,7 +102,9 @@ def test_it_prunes_in_rounds_and_tells_what_is_left(prune: Callable[..., Any], a
     assert sum(layer["kept"] for layer in report["pruned"]["layers"]) == counts[-1]
     assert sum(layer["weights"] for layer in report["pruned"]["layers"]) == WEIGHTS
     assert [one["name"] for one in report["candidates"]] == ["000", "001", "002", "003"]
-    assert report["candidates"][3]["nonzero_weights"] == left("run/model")
+    assert report["candidates"][3]["nonzero_weights"] == left("run/model") == report["after"]["nonzero_weights"]
+    assert report["after"]["sparse_bytes"] < report["before"]["sparse_bytes"] / 3
+    assert re.search(r"^Sparse file +\S+ KiB +\S+ (KiB|B) +x0\.", outcome.out, re.MULTILINE)
     assert {stage["name"] for stage in report["stages"]} >= {"prune and retrain", "ship"}
     page = Path("run/report.html").read_text()
     assert "neurons were left without weights" in page or report["pruned"]["dead"] == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from aerogel import sparse
 from aerogel.compress.goal import WEIGHTS
 from aerogel.compress.job import Job
 from aerogel.cost import count
@@ -58,11 +60,15 @@ def sizes(job: Job, model: nn.Module) -> dict[str, int]:
 
 
 def weights_of(job: Job, model: nn.Module) -> dict[str, int]:
-    """How many weights --sparsity speaks of, and how many are not zero; nothing where channels are cut."""
+    """How many weights --sparsity speaks of, how many are not zero, and the bytes of a sparse file; nothing where
+    channels are cut."""
     if job.settings.sparse is None:
         return {}
     masks = Masks.of(model, protect=job.settings.protect)
-    return {"weights": masks.weights, WEIGHTS: masks.survivors}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "it.safetensors"
+        sparse.write(model.state_dict(), file)
+        return {"weights": masks.weights, WEIGHTS: masks.survivors, "sparse_bytes": file.stat().st_size}
 
 
 def compare_files(job: Job, before: Path, after: Path, seconds: float) -> Ratio:

@@ -94,7 +94,7 @@ def frontier(job: Job, run: Run, steps: int) -> list[dict[str, Any]]:
     no worse in the other."""
     base = run["baseline"]
     names = ("val_accuracy", "params", "macs", "flops", "access_bytes", "peak_bytes", "channels", "file_bytes")
-    held = [name for name in (*names, "weights", "nonzero_weights") if name in base]
+    held = [name for name in (*names, "weights", "nonzero_weights", "sparse_bytes") if name in base]
     original = {"name": "000", "target": 1.0, "latency_ratio": 1.0} | {name: base[name] for name in held}
     found = [original, *(run[f"candidate {k:03d}"] | {"name": f"{k:03d}"} for k in range(1, steps + 1))]
     size = job.size_key

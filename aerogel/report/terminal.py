@@ -21,7 +21,9 @@ MEASURES: tuple[tuple[str, str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("Access bytes", "memory access cost", "bytes", (), ("access_bytes",)),
     ("Peak bytes", "most memory held at once", "bytes", (), ("peak_bytes",)),
     ("Parameters", "", "count", (), ("params",)),
+    ("Nonzero", "weights that are left", "count", (), ("nonzero_weights",)),
     ("File size", "", "bytes", (), ("file_bytes",)),
+    ("Sparse file", "every bit kept", "bytes", (), ("sparse_bytes",)),
 )
 
 
