@@ -110,6 +110,12 @@ def header(data: bytes) -> Header:
     return _header(Cursor(data))
 
 
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit: -0 is not 0, and a NaN is itself."""
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and bool((_as_bits(one) == _as_bits(other)).all())
+
+
 def layout(data: bytes) -> str:
     """ "gaps", "mask" or "dense": which was the smallest."""
     cursor = Cursor(data)

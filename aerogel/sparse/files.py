@@ -34,11 +34,11 @@ Found = TypeVar("Found")
 
 
 def write(tensors: Mapping[str, Tensor], path: Path) -> dict[str, bytes]:
-    """Writes the file; gives each tensor as it was coded.
+    """Writes the file; gives each tensor as it was coded. Each is decoded again first, and compared.
 
     Raises OSError when it cannot be written, AerogelError for a tensor that cannot be coded.
     """
-    coded = {name: codec.encode(tensor) for name, tensor in tensors.items()}
+    coded = {name: _proved(name, tensor) for name, tensor in tensors.items()}
     stored = {name: data for name, data in coded.items() if len(data) >= SMALL}
     if small := [sized(name.encode()) + sized(data) for name, data in coded.items() if name not in stored]:
         stored[TOGETHER] = b"".join(small)
@@ -47,6 +47,14 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> dict[str, bytes]:
     }
     path.write_bytes(save(rows, metadata={"format": FORMAT}))
     return coded
+
+
+def _proved(name: str, tensor: Tensor) -> bytes:
+    """The coded tensor, after it was decoded again and found the same."""
+    data = codec.encode(tensor)
+    if not codec.same(codec.decode(data), tensor):
+        raise AerogelError(f"sparse: {name} does not come back as it was; save it without sparse, and report this")
+    return data
 
 
 def is_sparse(path: Path) -> bool:
