@@ -192,7 +192,7 @@ class Lessons:
 
     def _taught(self, job: Job, seed: int = 1000) -> Tensor:
         torch.manual_seed(seed)
-        recipe = PLAIN.model_copy(update={"autocast": "bf16", "lr": 0.1})
+        recipe = PLAIN.model_copy(update={"autocast": "bf16", "batch_size": 128})
         net = trained(job, teacher_net(), self.hard, recipe, job.teacher / job.copies, seed, data=self.data)
         print(f"teacher: validation {100 - accuracy(net, job.dataset, 'val'):.2f} % error", flush=True)
         with torch.autocast("cpu", torch.bfloat16):
@@ -368,20 +368,21 @@ def ladder_rows(job: Job, seed: int) -> None:
 
 MAKE: dict[str, Callable[[Job, str, int], nn.Module]] = {"dense": dense, "12x": twelve, "ladder": ladder, "l1": l1}
 L1_PENALTY = 2e-5
-PLAIN = Recipe(batch_size=128, lr=0.05, weight_decay=5e-4, augment="none")
+PLAIN = Recipe(batch_size=256, lr=0.1, weight_decay=5e-4, augment="none")
 TAUGHT = Recipe(batch_size=256, lr=0.1, weight_decay=1e-4, augment="none")
+LENET5 = {"autocast": "bf16", "lr": 0.05}
 JOBS = {
     job.name: job
     for job in (
         Job(
             "lenet_300_100", {"features.fc1": 0.08, "features.fc2": 0.09, "classifier.fc": 0.26}, (1.64, 1.59),
-            epochs=25, round=5, rungs=(12, 40, 60, 80, 100), rung=12, recipe=PLAIN, taught=TAUGHT,
+            epochs=15, round=3, rungs=(12, 40, 60, 80, 100), rung=12, recipe=PLAIN, taught=TAUGHT,
         ),
         Job(
             "lenet5",
             {"features.conv1": 0.66, "features.conv2": 0.12, "classifier.ip1": 0.08, "classifier.ip2": 0.19},
-            (0.80, 0.77), epochs=6, round=1, rungs=(40, 120, 200, 300, 400), rung=5, school=6,
-            recipe=PLAIN.model_copy(update={"autocast": "bf16"}), taught=TAUGHT.model_copy(update={"autocast": "bf16"}),
+            (0.80, 0.77), epochs=5, round=1, rungs=(40, 120, 250, 400), rung=4, school=4,
+            recipe=PLAIN.model_copy(update=LENET5), taught=TAUGHT.model_copy(update=LENET5),
         ),
     )
 }  # fmt: skip
