@@ -44,7 +44,7 @@ def store(
             raise AerogelError(f"export: {model} has no trained weights to judge by --data; give --weights too")
     opened = job.opened if job else open_model(model, input_shape=shape, weights=weights, trust=trust)
     net = opened.model
-    found = _counted(net)
+    found: dict[str, Any] = _counted(net)
     known = _known(model if weights is None else weights)
     if bits is not None or job is not None:
         shared = _share(net, job, bits, MAX_DROP if max_drop is None else max_drop)

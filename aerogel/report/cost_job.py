@@ -24,6 +24,7 @@ from aerogel.report import cost_page
 from aerogel.report.cost_text import as_csv_text, as_markdown_text, as_text
 from aerogel.report.costing import BY, budgeted, compared, cost_report
 from aerogel.report.here import ask
+from aerogel.report.stored import stored
 
 STDOUT = "-"
 
@@ -64,7 +65,7 @@ def run(asked: Asked) -> tuple[dict[str, Any], str]:
     other = counted(asked.against, asked.input, None, asked.trust) if asked.against is not None else None
     found = ask(asked, profile, network, other)
     here, why = found.network, found.roofline_because
-    report = _report(asked.model, network, profile, here, why)
+    report = _report(asked.model, network, profile, here, why) | stored(asked.model, asked.weights, network.model)
     if asked.against is not None and other is not None:
         before, after = _times(found.other), _times(here)
         both = (before, after) if before and after else None

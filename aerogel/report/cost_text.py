@@ -10,6 +10,7 @@ from aerogel.console import printable
 from aerogel.cost.latency import Latency
 from aerogel.report.costing import grouped
 from aerogel.report.sheet import Column, Sheet, as_csv, as_lines, as_markdown, code
+from aerogel.report.stored import stored_lines
 from aerogel.report.terminal import digits, human
 
 NOTABLE = 0.01  # of the predicted time: what no row has is told above it
@@ -98,7 +99,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"peak {report['peak_bytes']:,} bytes at {report['peak_op']} ({report['peak_bytes_raw']:,} without fusion; "
         f"{report['arena_bytes']:,} as a greedy planner lays them out)",
     ]
-    lines += [*_times(report), *_verified(report)]
+    lines += [*stored_lines(report), *_times(report), *_verified(report)]
     lines += _uncounted(report)
     if "against" in report:
         other = report["against"]

@@ -6,6 +6,7 @@ predicted_ms, a layer's ms and bound (by the roofline; on this machine ms from i
 how many there were, or roofline_because why they were not asked), unplaced_ms (of predicted_ms, what no layer has),
 latency and a layer's measured_ms (of the exported file), verified. There when asked for: against (its measured: both
 exported files timed in turns), budget.
+`aerogel cost` adds what `aerogel.report.stored` finds: nonzero_params, file_bytes, dense_bytes.
 """
 
 from __future__ import annotations
