@@ -2,14 +2,16 @@
 
     AEROGEL_DATA=... python benchmarks/training_speed.py [--rounds 7] [--seconds 4] [--only NAME ...]
 
-ours      aerogel.train, in single precision and with bf16 in the forward pass: images in memory as
-          uint8, augmented a batch at a time, channels_last
+ours      aerogel.train: images in memory as uint8, augmented a batch at a time, channels_last; in single precision,
+          with autocast = "bf16", and with that and compile = true
 plain     the loop of PyTorch's examples: a Dataset that opens one image at a time with Pillow and changes it as
           torchvision.transforms does (pad, random crop, random flip, to a float tensor, normalise; written out here,
           since torchvision need not be there), a DataLoader (the faster of 0 and 2 workers, both are told), the same
           network, optimizer, rate, clip and batch
 both      in turns within one process, in random order, for `seconds` each; ratio of the two in every round
-scaling   the same global batch in one process and in two by torchrun, one thread each, in turns
+scaling   the same global batch in one process and in two by torchrun, one thread each, in turns; with norms also
+          with sync_norms = false; and two jobs of half the batch that know nothing of each other, which is what the
+          machine has to give
 
 Results go to benchmarks/results/training_speed.json and from there into docs/training.md.
 """
@@ -37,7 +39,7 @@ from torch.utils.data import DataLoader
 import aerogel as ag
 from aerogel.cost.latency import cpu_name
 from aerogel.data import Dataset
-from aerogel.files import write_json
+from aerogel.files import read_json, write_json
 from aerogel.train import HardLabels, Recipe, Speed, join, start, steps
 
 ROOT = Path(__file__).parents[1]
@@ -105,8 +107,8 @@ def plain(job: str, data: Dataset, workers: int) -> Iterator[int]:
             yield len(labels)
 
 
-def ours(job: str, data: Dataset, autocast: str = "none") -> Iterator[int]:
-    net, recipe = network(job, data), RECIPE.model_copy(update={"autocast": autocast})
+def ours(job: str, data: Dataset, **changes: Any) -> Iterator[int]:
+    net, recipe = network(job, data), RECIPE.model_copy(update=changes)
     for step in steps(start(net, HardLabels(), data, recipe), data):
         yield step.images
 
@@ -123,7 +125,8 @@ def side_by_side(job: str, data: Dataset, rounds: int, seconds: float) -> dict[s
     rng = np.random.default_rng(0)
     loops: dict[str, Callable[[], Iterator[int]]] = {
         "ours": lambda: ours(job, data),
-        "ours, bf16": lambda: ours(job, data, "bf16"),
+        "ours, bf16": lambda: ours(job, data, autocast="bf16"),
+        "ours, bf16, compiled": lambda: ours(job, data, autocast="bf16", compile=True),
         "plain, 0 workers": lambda: plain(job, data, 0),
         "plain, 2 workers": lambda: plain(job, data, 2),
     }
@@ -135,19 +138,20 @@ def side_by_side(job: str, data: Dataset, rounds: int, seconds: float) -> dict[s
         for name in rng.permutation(list(loops)):
             found[name].append(rate(going[name], seconds))
     best = np.maximum(found["plain, 0 workers"], found["plain, 2 workers"])
-    ratio = {name: (np.array(found[name]) / best).tolist() for name in ("ours", "ours, bf16")}
+    ratio = {name: (np.array(found[name]) / best).tolist() for name in loops if name.startswith("ours")}
     return {"images_per_second": found, "ratio": ratio}
 
 
 # ---------------------------------------------------------------- two processes
 
 
-def alone(job: str, seconds: float) -> None:
+def alone(job: str, seconds: float, sync: bool, batch_size: int) -> None:
     """Prints images a second of this process's world (rank 0 does)."""
     torch.set_num_threads(1)
     world = join()
     data = ag.data.load(JOBS[job][2])
-    speed, loop = Speed(), steps(start(network(job, data), HardLabels(), data, RECIPE), data)
+    recipe = RECIPE.model_copy(update={"sync_norms": sync, "batch_size": batch_size})
+    speed, loop = Speed(), steps(start(network(job, data), HardLabels(), data, recipe), data)
     for number, step in enumerate(loop):
         if number == 5:
             speed = Speed()
@@ -162,34 +166,61 @@ def alone(job: str, seconds: float) -> None:
 
 
 def scaled(job: str, rounds: int, seconds: float) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"1": [], "2": []}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ways = {"1": ["1"], "2": ["2"]}
+    if any(isinstance(part, nn.BatchNorm2d) for part in network(job, ag.data.load(JOBS[job][2])).modules()):
+        ways["2, own statistics"] = ["2", "--own-statistics"]
+    ways["2 apart"] = ["1", "--batch-size", str(RECIPE.batch_size // 2)]
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for ranks in found:
+        for name, (ranks, *more) in ways.items():
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks,
-                       __file__, "--alone", job, "--seconds", str(seconds)]  # fmt: skip
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            found[ranks].append(float(done.stdout.strip().splitlines()[0]))
-    return {"images_per_second": found, "efficiency": (np.array(found["2"]) / np.array(found["1"]) / 2).tolist()}
+                       __file__, "--alone", job, "--seconds", str(seconds), *more]  # fmt: skip
+            found[name].append(sum(rates_of(command, times=2 if name == "2 apart" else 1)))
+    alone = np.array(found["1"])
+    efficiency = {name: (np.array(found[name]) / alone / 2).tolist() for name in ways if name != "1"}
+    return {"images_per_second": found, "efficiency": efficiency}
+
+
+def rates_of(command: list[str], times: int) -> list[float]:
+    """What the command prints, so many times at once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    going = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(times)
+    ]
+    return [float(one.communicate()[0].strip().splitlines()[0]) for one in going]
 
 
 # ---------------------------------------------------------------- the page
 
 
+def told(values: list[float], sign: str = "") -> str:
+    return f"{sign}{np.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
 def table(held: dict[str, Any]) -> str:
-    loops = "| network, data | ours | ours, bf16 | plain, 0 workers | plain, 2 workers | ours over the faster plain "
-    lines = [f"{loops}| ours, bf16 |", "|---|---|---|---|---|---|---|"]
+    loops = next(iter(held["loops"].values()))
+    named = [*loops["images_per_second"], *(f"{name} / plain" for name in loops["ratio"])]
+    lines = [f"| network, data | {' | '.join(named)} |", "|---" * (len(named) + 1) + "|"]
     for job, row in held["loops"].items():
         rates = [f"{np.median(values):,.0f}" for values in row["images_per_second"].values()]
-        ratios = [f"x{np.median(r):.2f} [{min(r):.2f}, {max(r):.2f}]" for r in row["ratio"].values()]
-        lines.append(f"| {job} | {' | '.join([*rates, *ratios])} |")
-    lines += ["", "| network, data | one process | two | efficiency |", "|---|---|---|---|"]
+        lines.append(f"| {job} | {' | '.join([*rates, *(told(r, 'x') for r in row['ratio'].values())])} |")
+    lines += [
+        "",
+        "| network, data | one process | two | efficiency | with sync_norms = false |",
+        "|---|---|---|---|---|",
+    ]
     for job, row in held["scaling"].items():
         one, two = (f"{np.median(row['images_per_second'][n]):,.0f}" for n in ("1", "2"))
-        share = row["efficiency"]
-        lines.append(f"| {job} | {one} | {two} | {np.median(share):.2f} [{min(share):.2f}, {max(share):.2f}] |")
-    how = f"Images a second, medians of {held['rounds']} rounds, with the smallest and the largest ratio."
-    where = f"{held['hardware']}, {held['date']}; `python benchmarks/training_speed.py`."
+        own = row["efficiency"].get("2, own statistics")
+        last = told(own) if own else "no norms"
+        shares = f"{told(row['efficiency']['2'])} | {last} | {told(row['efficiency']['2 apart'])}"
+        lines.append(f"| {job} | {one} | {two} | {shares} |")
+    how = (
+        f"Images a second, medians of {held['rounds']} rounds, with the smallest and the largest ratio; beside the "
+        "faster of the two plain loops in each round."
+    )
+    where = f"{held['hardware']}, {held['date']}; `python benchmarks/training_speed.py --rounds {held['rounds']}`."
     return "\n".join([*lines, "", f"{how} {where}"])
 
 
@@ -203,19 +234,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--part", choices=["loops", "scaling"], help="measure one, keep what is known of the other")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", type=int, default=RECIPE.batch_size, help=argparse.SUPPRESS)
+    parser.add_argument("--own-statistics", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        alone(options.alone, options.seconds)
+        alone(options.alone, options.seconds, not options.own_statistics, options.batch_size)
     torch.set_num_threads(1)
-    held: dict[str, Any] = {"loops": {}, "scaling": {}, "rounds": options.rounds}
-    for job in options.only:
-        held["loops"][job] = side_by_side(job, ag.data.load(JOBS[job][2]), options.rounds, options.seconds)
-        held["scaling"][job] = scaled(job, options.rounds, options.seconds)
-        print(job, held["loops"][job]["ratio"], held["scaling"][job]["efficiency"], flush=True)
+    held: dict[str, Any] = read_json(RESULTS)
     held |= {"hardware": f"{cpu_name()}, {os.cpu_count()} cores, 1 thread a process, torch {torch.__version__}",
-             "date": str(datetime.date.today())}  # fmt: skip
-    write_json(RESULTS, held)
+             "date": str(datetime.date.today()), "rounds": options.rounds}  # fmt: skip
+    for job in options.only:
+        if options.part != "scaling":
+            held["loops"][job] = side_by_side(job, ag.data.load(JOBS[job][2]), options.rounds, options.seconds)
+            print(job, held["loops"][job]["ratio"], flush=True)
+        if options.part != "loops":
+            held["scaling"][job] = scaled(job, options.rounds, options.seconds)
+            print(job, held["scaling"][job]["efficiency"], flush=True)
+        write_json(RESULTS, held)
     write_page(held)
     print(table(held))
 
