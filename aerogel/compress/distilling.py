@@ -24,9 +24,10 @@ from aerogel.compress.run import RESULT, Run, is_run
 from aerogel.compress.settings import Settings
 from aerogel.compress.ship import parity_text
 from aerogel.compress.stages import finished, resumable, stage
-from aerogel.compress.teaching import School, open_school, open_teachers
+from aerogel.compress.teaching import School, identities, open_school, open_teachers
 from aerogel.compress.worth import confused, counts, heard, judged, parity_of, reliability, right_on, seen, timed, worth
 from aerogel.console import Console
+from aerogel.errors import AerogelError
 from aerogel.export.saved import read_tensors, write_tensors
 from aerogel.files import refuse_existing, replacing
 from aerogel.report import terminal, write
@@ -58,21 +59,28 @@ def distill(settings: Settings, out: Path | None, console: Console) -> dict[str,
     school = open_school(job)
     text = _described(job, school)
     console.say("check", text)
-    state = {"data": job.data.fingerprint(), "check": {"text": text}, "seconds": {"check": time.monotonic() - began}}
+    checked = {"text": text, **identities(job, school)}
+    state = {"data": job.data.fingerprint(), "check": checked, "seconds": {"check": time.monotonic() - began}}
     run = Run.create(job.settings, out, state)
     console.say("run", f"{run.path}   (Ctrl-C is safe: `aerogel resume {quote(str(run.path))}` goes on)")
     return _finish(job, run, school)
 
 
 def go_on(run: Run, console: Console) -> dict[str, Any]:
-    """Finishes a stopped distillation. Raises AerogelError when the data are not those it began with."""
+    """Finishes a stopped distillation. Raises AerogelError when data or networks are not those it began with."""
     settings = run.settings
     lead(settings, run.path, open_teachers)
     done = ", ".join(run.done)
     console.say("resume", f"{run.path}: {settings.title}  <-  {settings.taught_by}   done so far: {done}")
     job = open_job(settings, console)
     run.check_data(job.data)
-    return _finish(job, run, open_school(job))
+    school = open_school(job)
+    for who, identity in identities(job, school).items():
+        if run["check"].get(who, identity) != identity:
+            raise AerogelError(
+                f"resume: the {who} is not the one with which {run.path} began; bring it back, or start a new run"
+            )
+    return _finish(job, run, school)
 
 
 def _described(job: Job, school: School) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,11 @@ def as_one(job: Job, found: list[One]) -> Teacher:
         models = [Rescaled(one.model, scale) for one, scale in zip(found, scales, strict=True)]
         return Teacher(models, lesson.shares, lesson.combine, lesson.autocast, cache=cache)
     return Teacher([one.model for one in found], lesson.shares, lesson.combine, lesson.autocast, scales[0], cache)
+
+
+def identities(job: Job, school: School) -> dict[str, Any]:
+    """{"teacher", "student"}: sha256 of every network as a run begins with it."""
+    return {"teacher": school.teacher.identity("cpu"), "student": Teacher(job.opened.model).identity("cpu")}
 
 
 def _cache(job: Job) -> TeacherCache | None:
