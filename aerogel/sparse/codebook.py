@@ -2,7 +2,8 @@
 arXiv:1510.00149, section 3.
 
 k-means over the weights of one tensor that are not zero, from centroids spread evenly from the least to the greatest
-(the paper's "linear" start, which keeps the few large weights); w -> the nearest centroid c_k.
+(the paper's "linear" start, which keeps the few large weights), here without the gap around zero that pruning leaves;
+w -> the nearest centroid c_k.
 Fine-tuning (their section 3.2): dL/dc_k = sum of dL/dw over the weights that share c_k; zeros stay zero.
 Paper: 8 bits for convolutions, 5 for fully connected layers, index 0 the pruned weight. Here 2^bits centroids besides
 zero, one number of bits or one for each tensor. Differs: centroids are float16 in the end, where none leaves its range;
@@ -36,9 +37,21 @@ def centroids(values: NDArray[np.floating], bits: int) -> NDArray[np.float64]:
     different = np.unique(values)
     if len(different) <= 1 << bits:
         return different
-    start = np.linspace(different[0], different[-1], 1 << bits).reshape(-1, 1)
+    start = _spread(different[different < 0], different[different > 0], 1 << bits).reshape(-1, 1)
     found = KMeans(1 << bits, init=start, n_init=1, max_iter=100).fit(values.reshape(-1, 1))
     return np.unique(found.cluster_centers_)
+
+
+def _spread(negative: NDArray[np.float64], positive: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """`count` values, evenly over both sides of zero, each side from its least to its greatest (rising)."""
+    left, right = (side[-1] - side[0] if len(side) else -1.0 for side in (negative, positive))
+    if left < 0 or right < 0:
+        side = positive if left < 0 else negative
+        return np.linspace(side[0], side[-1], count)
+    share = min(count - 1, max(1, round(count * left / (left + right)))) if left + right else count // 2
+    return np.append(
+        np.linspace(negative[0], negative[-1], share), np.linspace(positive[0], positive[-1], count - share)
+    )
 
 
 @dataclass(frozen=True, eq=False)
