@@ -57,7 +57,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduce" / "results" / "han2015_mnist.json"
 PICTURE = ROOT / "docs" / "han2015_first_layer.png"
 COPIES = 8  # of every training image for the teacher's pupils: itself, and distorted
-TEMPERATURE = 4.0
+LARGE, SMALL = 4.0, 2.0  # temperatures, up to the rung PLAINER and after it
+PLAINER = 12  # the rung after which half of what is learnt from is not distorted
 PRUNINGS = 20  # in the first half of a rung
 MAX_DROP = 0.06  # points on validation, that is 3 images, which shared values may cost
 EXAMPLE = (torch.zeros(1, 1, 28, 28),)
@@ -184,6 +185,10 @@ class Lessons:
         self.labels = train.labels.repeat(job.copies)
         split = Split(torch.cat(copies), torch.arange(len(self.labels)))
         self.data = dataclasses.replace(job.dataset, train=split, val=split, test=split, classes=range(len(split)))
+        half = job.copies // 2  # of those for small networks are the images themselves, which they had better fit
+        plain = torch.arange(len(train)).repeat(job.copies - half)
+        rows = torch.cat([plain, torch.arange(len(train), (half + 1) * len(train))])
+        self.plainer = dataclasses.replace(self.data, train=split.subset(rows))
         file = job.runs / f"teacher_{job.copies}.safetensors"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +206,13 @@ class Lessons:
     def hard(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {"hard": F.cross_entropy(student(batch.inputs), self.labels[batch.labels])}
 
-    def soft(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def soft(self, temperature: float) -> Objective:
         """The teacher's word alone."""
-        return {"soft": soft_target_loss(student(batch.inputs), self.logits[batch.labels], TEMPERATURE)}
+
+        def objective(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            return {"soft": soft_target_loss(student(batch.inputs), self.logits[batch.labels], temperature)}
+
+        return objective
 
 
 @cache
@@ -220,14 +229,15 @@ def ladder(job: Job, stage: str, seed: int) -> nn.Module:
     if rung == 1:
         torch.manual_seed(seed)
         epochs = job.school / job.copies
-        return trained(job, ag.nets.build(job.name), school.soft, job.taught, epochs, seed, data=school.data)
+        return trained(job, ag.nets.build(job.name), school.soft(LARGE), job.taught, epochs, seed, data=school.data)
     before = ([1, *job.rungs])[job.rungs.index(rung)]
+    objective, data = (school.soft(SMALL), school.plainer) if rung > PLAINER else (school.soft(LARGE), school.data)
     net, whole, epochs = job.network(f"ladder_{before}", seed), job.weights, job.rung / job.copies
-    total = round(epochs * batch_count(len(school.data.train), job.taught.batch_size))
+    total = round(epochs * batch_count(len(data.train), job.taught.batch_size))
     held = Masks.of(net)
     shares = {step: held.weights - whole * kept for step, kept in ramp(1 / before, 1 / rung, total).items()}
     plan = {step: max(gone, 0) / held.weights for step, gone in shares.items()}
-    net = trained(job, net, school.soft, job.taught, epochs, seed, plan, school.data, **job.choice)
+    net = trained(job, net, objective, job.taught, epochs, seed, plan, data, **job.choice)
     _, dead = bury(net, EXAMPLE)
     return without_dead(net, EXAMPLE).model if dead else net
 
