@@ -12,6 +12,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,14 @@ def headers() -> dict[str, bytes]:
     def one(**changes: Any) -> bytes:
         return file(json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}).encode())
 
+    def coded(content: bytes) -> bytes:
+        """A sparse file (aerogel.sparse) whose checksum is right, of one tensor "w" with this content."""
+        held = {"w": {"dtype": "U8", "shape": [len(content) + 4], "data_offsets": [0, len(content) + 4]}}
+        head = {"__metadata__": {"format": "aerogel.sparse.1"}, **held}
+        return file(json.dumps(head).encode(), zlib.crc32(content).to_bytes(4, "little") + content)
+
     two = {name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in "ab"}
+    terabyte = b"\0\2" + b"\x80\x80\x80\x08" + b"\x80\x80\x04"  # float32 of 2^24 x 2^16
     return {
         "endless_header": file(b"{}", length=2**63 - 1),
         "long_header": file(b"{}", length=2**31),
@@ -110,6 +118,11 @@ def headers() -> dict[str, bytes]:
         "nested": file(b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
         "not_text": file(b"\xff\xfe{}"),
         "twice_one_name": file(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32"}}'),
+        "sparse_of_nothing": coded(b""),
+        "sparse_terabyte_of_zeros": coded(terabyte + b"\0\0"),
+        "sparse_terabyte_of_ones": coded(terabyte + b"\2\0" + b"\0\1" * 4),
+        "sparse_endless_shape": coded(b"\0\xff" + b"\xff" * 2000),
+        "sparse_endless_name": file(json.dumps({"__metadata__": {"format": "aerogel.sparse.1" * 9999}}).encode(), b""),
         "pickle_inside": file(b'{"__metadata__":{"x":{"y":1}}}', CHANNELS["eval"]),
     }
 
@@ -135,6 +148,8 @@ def configs() -> dict[str, dict[str, Any] | str]:
         "argument_is_nested": whole | {"args": {"num_classes": {"$ref": "os"}}},
         "classes_of_html": whole | {"net": "nowhere", "classes": ["<script>fetch('//x')</script>\x1b[2J"]},
         "format_is_a_bomb": whole | {"format": "!!python/object/apply:os.system ['touch exploded']"},
+        "coding_lies": whole | {"format": 2, "coding": "sparse"},
+        "coding_unknown": whole | {"format": 2, "coding": "os.system"},
         "shapes_lie": whole | {"shapes": {"../../x": [1], "features.0.weight": [2**62, 1]}},
         "infinite": '{"format": 1, "net": "lenet5", "metrics": {"a": Infinity, "b": NaN}, "sha256": 1e999}',
         "nested": "[" * 100_000,
