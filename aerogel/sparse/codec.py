@@ -35,6 +35,8 @@ DTYPES = (
 GAPS, MASK, DENSE = range(3)
 PLANES, CODEBOOK, HALF, BRAIN = range(4)  # a codebook as it is, or of float32 that float16 or bfloat16 hold exactly
 NARROWED = {HALF: torch.float16, BRAIN: torch.bfloat16}
+WORKING = 16  # bytes an element that decoding needs for a while, at most
+DIMENSIONS = 64  # as many as numpy has
 SHARED = 256  # values of a codebook
 FEW = 1 << 16  # elements of a tensor for which every layout is tried
 BLOCK = 1 << 18  # values looked at together
@@ -57,6 +59,10 @@ class Header(NamedTuple):
     def dense_bytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
+    @property
+    def working_bytes(self) -> int:
+        return self.numel * WORKING
+
 
 def encode(tensor: Tensor) -> bytes:
     """The tensor, of any shape. Raises AerogelError for a type that is not in `DTYPES`, or 2^34 elements."""
@@ -72,7 +78,6 @@ def encode(tensor: Tensor) -> bytes:
         return head + bytes([GAPS]) + varint(0)
     coded = _encode_values(values, tensor.dtype)
     count = varint(len(values))
-    count = varint(len(values))
     found = []  # the faster to decode come first
     if 2 * len(values) > len(flat):
         found.append(bytes([DENSE]) + (coded if len(values) == len(flat) else _encode_values(flat, tensor.dtype)))
@@ -85,7 +90,10 @@ def encode(tensor: Tensor) -> bytes:
 
 
 def decode(data: bytes) -> Tensor:
-    """The tensor of `encode`. Raises AerogelError for anything else; allots no more than `header` says."""
+    """The tensor of `encode`. Raises AerogelError for anything else.
+
+    Allots what the header says, and up to WORKING bytes more for each element.
+    """
     cursor = Cursor(data)
     head = _header(cursor)
     flat = np.zeros(head.numel, _UNSIGNED[head.dtype.itemsize])
@@ -136,8 +144,8 @@ def iid_bits(tensor: Tensor) -> float:
 
 def _header(cursor: Cursor) -> Header:
     kind, ndim = cursor.take(2)
-    if kind >= len(DTYPES):
-        raise AerogelError(f"a type {kind} that is not known")
+    if kind >= len(DTYPES) or ndim > DIMENSIONS:
+        raise AerogelError(f"a type {kind} that is not known" if ndim <= DIMENSIONS else f"{ndim} dimensions")
     shape = tuple(cursor.varint() for _ in range(ndim))
     if math.prod(size for size in shape if size) >= gaps.LARGEST:
         raise AerogelError(f"a shape {shape} of more than 2^34 elements")

@@ -1,8 +1,9 @@
 """Coded tensors in a .safetensors file. Any reader of safetensors opens it, and finds a row of bytes for each tensor.
 
 Each is an ordinary U8 tensor of the same name: CRC-32 of what follows, then the coded tensor (`codec.py`). The header
-of safetensors spends some 80 bytes a name, so those that are small lie together in one, TOGETHER, as name and coded
-tensor in turn. The file's metadata say {"format": FORMAT}.
+of safetensors spends some 80 bytes a name, so those that are small lie together in one, TOGETHER: the names, a line
+each, as a stream of their own (`entropy.py`), then the coded tensors in that order. The file's metadata say
+{"format": FORMAT}.
 Nothing is allotted for a tensor before its type and shape were seen: `read` gives these, then a tensor at a time.
 """
 
@@ -22,13 +23,14 @@ from torch import Tensor
 from aerogel.errors import AerogelError
 from aerogel.files import refuse_device
 from aerogel.imports import one_line
-from aerogel.sparse import codec
-from aerogel.sparse.bits import Cursor, sized
+from aerogel.sparse import codec, entropy
+from aerogel.sparse.bits import Cursor, sized, varint
 from aerogel.sparse.codec import Header
 
 FORMAT = "aerogel.sparse.1"
 TOGETHER = "..together"  # no module has an empty name, so no tensor is called so
 SMALL = 1 << 14  # bytes of a coded tensor that lies with others
+MOST_NAMES = 1 << 24  # bytes of all their names
 
 Found = TypeVar("Found")
 
@@ -40,8 +42,8 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> dict[str, bytes]:
     """
     coded = {name: _proved(name, tensor) for name, tensor in tensors.items()}
     stored = {name: data for name, data in coded.items() if len(data) >= SMALL}
-    if small := [sized(name.encode()) + sized(data) for name, data in coded.items() if name not in stored]:
-        stored[TOGETHER] = b"".join(small)
+    if small := {name: data for name, data in coded.items() if name not in stored}:
+        stored[TOGETHER] = _joined(small)
     rows = {
         name: np.frombuffer(zlib.crc32(data).to_bytes(4, "little") + data, np.uint8) for name, data in stored.items()
     }
@@ -89,7 +91,7 @@ class Coded(Mapping[str, Header]):
         Raises AerogelError naming file and tensor when it is damaged, or when this machine's memory is too small.
         """
         need, have = sum(header.dense_bytes for header in self.values()), _memory()
-        if need > have:
+        if need + max((header.working_bytes for header in self.values()), default=0) > have:
             raise AerogelError(
                 f"{self.path} says that it holds {need:,} bytes, this machine has {have:,}; it is corrupt or too large"
             )
@@ -125,15 +127,25 @@ def read(path: Path) -> Coded:
     return Coded(path, coded)
 
 
+def _joined(coded: Mapping[str, bytes]) -> bytes:
+    names = "\n".join(coded).encode() + b"\n"
+    packed = entropy.pack(np.frombuffer(names, np.uint8))
+    return b"".join([varint(len(names)), packed, *map(sized, coded.values())])
+
+
 def _apart(path: Path, data: bytes) -> dict[str, bytes]:
     """The coded tensors that lie together."""
     cursor, found = Cursor(data), {}
     try:
-        while cursor.at < len(data):
-            name = cursor.sized().decode()
+        size = cursor.varint()
+        if not 0 < size <= MOST_NAMES:
+            raise AerogelError(f"names of {size} bytes")
+        names = entropy.unpack(cursor, size).tobytes().decode().removesuffix("\n").split("\n")
+        for name in names:
             if name in found:
                 raise AerogelError(f"{name} is there twice")
             found[name] = cursor.sized()
+        cursor.end()
     except ValueError as error:  # AerogelError and UnicodeDecodeError are ones
         raise AerogelError(f"{path}: {TOGETHER} is corrupt: {error}") from error
     return found

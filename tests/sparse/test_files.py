@@ -21,7 +21,7 @@ from aerogel import nets
 from aerogel.cli import run_command
 from aerogel.errors import AerogelError
 from aerogel.export import load, load_weights, read_config, save
-from aerogel.sparse import bits, codec, files, is_sparse, read, write
+from aerogel.sparse import bits, codec, entropy, files, is_sparse, read, write
 from aerogel.sparse.files import FORMAT, TOGETHER
 
 
@@ -152,6 +152,12 @@ def lying(rows: dict[str, bytes], metadata: dict[str, str] | None = None) -> Pat
     return path
 
 
+def together(*names: str) -> bytes:
+    """Tensors without content under these names."""
+    text = "".join(f"{name}\n" for name in names).encode()
+    return bits.varint(len(text)) + entropy.pack(np.frombuffer(text, np.uint8)) + b"\0" * len(names)
+
+
 HUGE = b"\x00\x02" + bits.varint(2**17) + bits.varint(2**16) + b"\x00\x00"  # 32 GiB of zeros in 9 bytes
 
 
@@ -188,10 +194,19 @@ def files_sha(path: str) -> str:
     [
         ({"w": b""}, r"^lie\.safetensors: w is corrupt: 2 more bytes are needed"),
         ({"w": b"\xff\x00"}, r"^lie\.safetensors: w is corrupt: a type 255"),
-        ({TOGETHER: b"\x05ab"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: 5 more bytes are needed, 2 are left"),
-        ({TOGETHER: b"\x01\xff\x00"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: 'utf-8'"),
-        ({TOGETHER: b"\x01a\x00\x01a\x00"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: a is there twice"),
-        ({"a": b"\x00\x00\x00\x00", TOGETHER: b"\x01a\x00"}, r"^lie\.safetensors holds a twice; it is corrupt"),
+        ({TOGETHER: b"\x00"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: names of 0 bytes"),
+        (
+            {TOGETHER: bits.varint(2**40) + b"\0a"},
+            rf"^lie\.safetensors: {TOGETHER} is corrupt: names of 1099511627776 b",
+        ),
+        ({TOGETHER: b"\x01\0\xff\0"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: 'utf-8'"),
+        (
+            {TOGETHER: b"\x03\0a\x05ab"},
+            rf"^lie\.safetensors: {TOGETHER} is corrupt: 5 more bytes are needed, 2 are left",
+        ),
+        ({TOGETHER: together("a", "a")}, rf"^lie\.safetensors: {TOGETHER} is corrupt: a is there twice"),
+        ({TOGETHER: together("a") + b"\0"}, rf"^lie\.safetensors: {TOGETHER} is corrupt: 1 bytes are left over"),
+        ({"a": b"\0\0\0\0", TOGETHER: together("a")}, r"^lie\.safetensors holds a twice; it is corrupt"),
     ],
 )
 def test_lies_are_named(rows: dict[str, bytes], message: str) -> None:
