@@ -174,6 +174,7 @@ def slimming_cifar() -> str:
 
 HINTON = {
     "teacher": "teacher 784-1200-1200-10: dropout, max-norm, images moved by up to 2 pixels",
+    "teacher_first": "the same after the first 60 of its 160 epochs",
     "student_hard": "student 784-800-800-10, labels alone",
     "student_soft_T20": "student, the teacher's soft targets alone, T = 20, images not moved",
     "no_threes": "the same without 3s",

@@ -74,7 +74,7 @@ def weights(net: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_written_out_backward_pass_is_autograds(fast_mlp: ModuleType, dropout: float) -> None:
-    """The dropped units are found again by their zeros: the same masks drawn for autograd."""
+    """With the same masks, cut from the same places."""
     torch.manual_seed(0)
     net = ag.nets.build("mlp", widths="50-40", dropout=dropout, input_dropout=dropout / 2)
     pixels, labels = pixels_of(DIGITS.train)[:64], DIGITS.train.labels[:64]
@@ -85,12 +85,19 @@ def test_the_written_out_backward_pass_is_autograds(fast_mlp: ModuleType, dropou
         if place:
             h = F.linear(h, params[2 * place - 2], params[2 * place - 1]).relu()
         if rate:
-            drawn = np.frombuffer(rng.bytes(h.numel()), np.uint8).reshape(h.shape)
-            h = h * torch.from_numpy(drawn >= rate) * 256 / (256 - rate)
+            first = int(rng.integers(0, fast_mlp.MASKS - h.numel() + 1))
+            h = h * fast.masks[rate][first : first + h.numel()].view_as(h)
     F.cross_entropy(F.linear(h, params[4], params[5]), labels).backward()
     fast.step(pixels, lambda logits: F.cross_entropy(logits, labels), 1e-3, np.random.default_rng(1))
     for weight, expected in zip(net.parameters(), params, strict=True):
         torch.testing.assert_close(weight.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [51, 128])
+def test_masks_keep_the_mean(fast_mlp: ModuleType, rate: int) -> None:
+    mask = fast_mlp._masks(rate, 0, torch.float32)
+    assert (mask == 0).double().mean().item() == pytest.approx(rate / 256, abs=1e-3)
+    assert mask.double().mean().item() == pytest.approx(1, abs=1e-3)
 
 
 def test_no_weight_vector_of_a_hidden_unit_is_longer_than_max_norm(script: ModuleType, fast_mlp: ModuleType) -> None:
