@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import IMAGE, Around, Kept, everything, leaves, nets, randomise, sliced_state
 from torch import Tensor, nn
@@ -101,17 +101,25 @@ def share(net: nn.Module, keep: float) -> float | None:
     return max(keep, len(groups) / sum(map(len, groups))) if groups else None
 
 
-def goes_on(net: nn.Module, make: Callable[[Any], Optimizer], keep: float, rounds: int = 2) -> None:
-    """Train, cut, train: the cut network's steps are those of the masked one; and once more from there."""
+def bounded(net: nn.Module) -> bool:
+    """A product of its input with itself, and again, may diverge: rounding then parts the two networks."""
+    return all(bool((weight.abs() < 1e6).all()) for weight in net.parameters())
+
+
+def goes_on(net: nn.Module, make: Callable[[Any], Optimizer], keep: float, rounds: int = 2) -> bool:
+    """Train, cut, train: the cut network's steps are those of the masked one; and once more from there. False where
+    training diverges."""
     net = trainable(net)
     optimizer, average = make(net.parameters()), AveragedModel(net)
     for round_ in range(rounds):
         for i in range(3):
             step(net, optimizer, seed=100 * round_ + i)
+            if not bounded(net):
+                return False
             average.update_parameters(net)
         left = share(net, keep)
         if left is None:
-            return
+            return True
         whole, whole_optimizer, whole_average = copy.deepcopy((net, optimizer, average))
         made = cut(net, (X,), target={"channels": left}, criterion="random")
         made.apply_to(optimizer, average)
@@ -122,36 +130,39 @@ def goes_on(net: nn.Module, make: Callable[[Any], Optimizer], keep: float, round
         for i in range(4):
             step(whole, whole_optimizer, seed=i, flags=flags)
             step(net, optimizer, seed=i)
+            if not bounded(whole):
+                return False
             whole_average.update_parameters(whole)
             average.update_parameters(net)
             agree(whole, net, made.kept)
             agree(whole_average.module, average.module, made.kept)
+    return True
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_goes_on_as_the_masked_networks_would(name: str) -> None:
-    goes_on(small(), OPTIMIZERS[name], keep=0.6, rounds=1)
+    assert goes_on(small(), OPTIMIZERS[name], keep=0.6, rounds=1)
 
 
 def test_it_goes_on_again_from_there() -> None:
-    goes_on(small(), OPTIMIZERS["adamw amsgrad"], keep=0.7, rounds=2)
+    assert goes_on(small(), OPTIMIZERS["adamw amsgrad"], keep=0.7, rounds=2)
 
 
 def test_of_a_network_of_every_block_too() -> None:
-    goes_on(everything(), OPTIMIZERS["adam"], keep=0.6, rounds=1)
+    assert goes_on(everything(), OPTIMIZERS["adam"], keep=0.6, rounds=1)
 
 
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(net=nets(), name=st.sampled_from(list(OPTIMIZERS)), keep=st.floats(0.2, 0.9))
 def test_of_random_networks_too(net: nn.Module, name: str, keep: float) -> None:
-    goes_on(net, OPTIMIZERS[name], keep, rounds=1)
+    assume(goes_on(net, OPTIMIZERS[name], keep, rounds=1))
 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(net=nets(), name=st.sampled_from(list(OPTIMIZERS)), keep=st.floats(0.2, 0.9))
 def test_of_many_random_networks_too(net: nn.Module, name: str, keep: float) -> None:
-    goes_on(net, OPTIMIZERS[name], keep, rounds=2)
+    assume(goes_on(net, OPTIMIZERS[name], keep, rounds=2))
 
 
 # ---------------------------------------------------------------- what is kept as it was
