@@ -247,12 +247,11 @@ def _told(job: Job, key: str, model: nn.Module, masks: Masks) -> dict[str, Any]:
 
 
 def _candidate(job: Job, run: Run, model: nn.Module, name: str, k: int) -> dict[str, Any]:
-    settings, sparse = job.settings, _sparse(job)
-    masks = Masks.of(model, protect=settings.protect)
-    dead = 0
-    if k == settings.steps and not sparse.keep_dead:
+    settings, dead = job.settings, 0
+    if k == settings.steps and not _sparse(job).keep_dead:
         _, dead = bury(model, job.example)
-        model = without_dead(model, job.example).model if dead else model
+    masks = Masks.of(model, protect=settings.protect)
+    model = without_dead(model, job.example).model if dead else model
     file = job.save(model, run.clear("candidates", name)) / "model.onnx"
     ratio = compare_files(job, run.path / ORIGINAL / "model.onnx", file, BRIEF).ratio
     found = {
