@@ -103,7 +103,7 @@ def headers() -> dict[str, bytes]:
         return file(json.dumps(head).encode(), zlib.crc32(content).to_bytes(4, "little") + content)
 
     two = {name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for name in "ab"}
-    terabyte = b"\0\2" + b"\x80\x80\x80\x08" + b"\x80\x80\x04"  # float32 of 2^24 x 2^16
+    huge = b"\3\2" + b"\x80\x80\x08" + b"\x80\x80\x04"  # float64 of 2^17 x 2^16, 64 GiB
     return {
         "endless_header": file(b"{}", length=2**63 - 1),
         "long_header": file(b"{}", length=2**31),
@@ -119,8 +119,8 @@ def headers() -> dict[str, bytes]:
         "not_text": file(b"\xff\xfe{}"),
         "twice_one_name": file(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32"}}'),
         "sparse_of_nothing": coded(b""),
-        "sparse_terabyte_of_zeros": coded(terabyte + b"\0\0"),
-        "sparse_terabyte_of_ones": coded(terabyte + b"\2\0" + b"\0\1" * 4),
+        "sparse_64_gib_of_zeros": coded(huge + b"\0\0"),
+        "sparse_64_gib_of_ones": coded(huge + b"\2\0" + b"\0\1" * 4),
         "sparse_endless_shape": coded(b"\0\xff" + b"\xff" * 2000),
         "sparse_endless_name": file(json.dumps({"__metadata__": {"format": "aerogel.sparse.1" * 9999}}).encode(), b""),
         "pickle_inside": file(b'{"__metadata__":{"x":{"y":1}}}', CHANNELS["eval"]),
