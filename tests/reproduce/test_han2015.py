@@ -70,6 +70,30 @@ def test_every_rung_starts_from_the_one_before_and_is_as_sparse_as_it_says(scrip
     assert (job.runs / "teacher_2.safetensors").exists()
 
 
+def test_the_best_rung_is_chosen_by_validation(script: ModuleType, job: Any) -> None:
+    results = importlib.import_module("results")
+
+    def put(row: str, val: float, ratio: float, seeds: tuple[int, ...] = (0, 1)) -> None:
+        for seed in seeds:
+            results.add(script.RESULTS, row, seed, 1.0, unit="% error", command="it", hardware="a CPU", seconds=1.0,
+                        more={"val": val, "ratio": ratio})  # fmt: skip
+
+    script.best(job, 0)  # nothing is there yet
+    put("lenet_300_100_dense", 1.5, 1)
+    put("lenet_300_100_ladder_4x", 1.4, 4)
+    script.best(job, 0)
+    assert held(script)["lenet_300_100_best"]["ratio"] == 4
+    put("lenet_300_100_ladder_10x", 1.4, 10, seeds=(0,))  # of fewer seeds
+    script.best(job, 0)
+    assert held(script)["lenet_300_100_best"]["ratio"] == 4
+    put("lenet_300_100_ladder_10x", 1.6, 10)
+    script.best(job, 0)
+    assert held(script)["lenet_300_100_best"]["ratio"] == 4
+    put("lenet_300_100_ladder_10x", 1.5, 10)
+    script.best(job, 0)
+    assert held(script)["lenet_300_100_best"]["rung"] == "lenet_300_100_ladder_10x"
+
+
 def test_figures_have_a_row_a_point(script: ModuleType, job: Any) -> None:
     script.tradeoff_rows(job, 0)
     script.sensitivity_rows(job, 0)
