@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import math
 import os
 import tempfile
 import time
@@ -31,16 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from han2015_lessons import Lessons
 from PIL import Image
 from results import add, held_seeds, rows
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import aerogel as ag
 from aerogel.cost.latency import cpu_name
-from aerogel.data import Batch, Dataset, Split, batch_count
-from aerogel.distill import soft_target_loss
+from aerogel.data import Dataset, batch_count
 from aerogel.export import read_config
 from aerogel.files import write_json
 from aerogel.prune import cut_points
@@ -51,7 +47,7 @@ from aerogel.prune.weight_sensitivity import SHARES, weight_sensitivity
 from aerogel.prune.weights import lowest
 from aerogel.prune.weights.along import pruned_along
 from aerogel.sparse import fewest_bits, iid_bits
-from aerogel.train import HardLabels, Objective, Recipe, accuracy, predict, start, steps
+from aerogel.train import HardLabels, Objective, Recipe, accuracy, start, steps
 from aerogel.train.steps import lay_out
 
 ROOT = Path(__file__).parents[1]
@@ -145,80 +141,19 @@ def trained(
 # ---------------------------------------------------------------- the ladder
 
 
-def distorted(images: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """uint8 (n, 1, H, W), each image turned, scaled, moved and bent at random: affine up to 10 degrees, 10 % and 1.5
-    pixels; elastic as in Simard, Steinkraus, Platt 2003, displacements smoothed by a Gaussian of 4 pixels, about one
-    pixel large. strength: on all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    side, out = images.shape[-1], []
-    places = torch.arange(float(side))
-    blur = torch.exp(-((places - places[:, None]) ** 2) / 32) / math.sqrt(32 * math.pi)
-    for part in images.split(5000):
-        n = len(part)
-        angle, zoom, right, down = strength * (2 * torch.rand(4, n, generator=generator) - 1)
-        angle, zoom, moved = angle * math.pi / 18, 1 + 0.1 * zoom, 3 / side * torch.stack([right, down], 1)
-        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2) * zoom[:, None, None]
-        grid = F.affine_grid(torch.cat([turn, moved[:, :, None]], 2), [n, 1, side, side], align_corners=False)
-        field = blur @ (2 * torch.rand(n, 2, side, side, generator=generator) - 1) @ blur
-        bent = strength * 25 * 2 / side * field.permute(0, 2, 3, 1)
-        found = F.grid_sample(part.float(), grid + bent, align_corners=False)
-        out.append(found.round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(out)
-
-
-def teacher_net() -> nn.Module:
-    def unit(i: int, o: int) -> list[nn.Module]:
-        return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-
-    pool = nn.MaxPool2d(2)
-    return nn.Sequential(*unit(1, 16), pool, *unit(16, 48), pool, *unit(48, 96), nn.Flatten(), nn.Linear(96 * 49, 10))
-
-
-class Lessons:
-    """Copies of the training images, and what a teacher says of each. A copy's label is its number.
-
-    The teacher is a small convolutional network, trained on the copies by their true labels.
-    """
-
-    def __init__(self, job: Job) -> None:
-        train = job.dataset.train
-        copies = [train.images, *(distorted(train.images, seed) for seed in range(1, job.copies))]
-        self.labels = train.labels.repeat(job.copies)
-        split = Split(torch.cat(copies), torch.arange(len(self.labels)))
-        self.data = dataclasses.replace(job.dataset, train=split, val=split, test=split, classes=range(len(split)))
-        half = job.copies // 2  # of those for small networks are the images themselves, which they had better fit
-        plain = torch.arange(len(train)).repeat(job.copies - half)
-        rows = torch.cat([plain, torch.arange(len(train), (half + 1) * len(train))])
-        self.plainer = dataclasses.replace(self.data, train=split.subset(rows))
-        file = job.runs / f"teacher_{job.copies}.safetensors"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"logits": self._taught(job)}, file)
-        self.logits = load_file(file)["logits"]
-
-    def _taught(self, job: Job, seed: int = 1000) -> Tensor:
-        torch.manual_seed(seed)
-        recipe = PLAIN.model_copy(update={"autocast": "bf16", "batch_size": 128})
-        net = trained(job, teacher_net(), self.hard, recipe, job.teacher / job.copies, seed, data=self.data)
-        print(f"teacher: validation {100 - accuracy(net, job.dataset, 'val'):.2f} % error", flush=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            return predict(net, self.data, "train").float()
-
-    def hard(self, student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"hard": F.cross_entropy(student(batch.inputs), self.labels[batch.labels])}
-
-    def soft(self, temperature: float) -> Objective:
-        """The teacher's word alone."""
-
-        def objective(student: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            return {"soft": soft_target_loss(student(batch.inputs), self.logits[batch.labels], temperature)}
-
-        return objective
-
-
 @cache
 def lessons(job_name: str) -> Lessons:
-    return Lessons(JOBS[job_name])
+    """The teacher is trained once, for all networks and seeds."""
+    job, seed = JOBS[job_name], 1000
+
+    def teach(net: nn.Module, objective: Objective, data: Dataset) -> nn.Module:
+        recipe = PLAIN.model_copy(update={"autocast": "bf16", "batch_size": 128})
+        net = trained(job, net, objective, recipe, job.teacher / job.copies, seed, data=data)
+        print(f"teacher: validation {100 - accuracy(net, job.dataset, 'val'):.2f} % error", flush=True)
+        return net
+
+    torch.manual_seed(seed)
+    return Lessons(job.dataset, job.copies, job.runs / f"teacher_{job.copies}.safetensors", teach)
 
 
 def ladder(job: Job, stage: str, seed: int) -> nn.Module:

@@ -111,13 +111,13 @@ def test_figures_have_a_row_a_point(script: ModuleType, job: Any) -> None:
 
 
 def test_copies_are_the_images_themselves_and_bent_ones(script: ModuleType, job: Any) -> None:
-    images = DATA.train.images[:50]
-    bent = script.distorted(images, 1)
+    lessons, images = importlib.import_module("han2015_lessons"), DATA.train.images[:50]
+    bent = lessons.distorted(images, 1)
     assert bent.shape == images.shape
     assert bent.dtype == torch.uint8
-    assert torch.equal(bent, script.distorted(images, 1))
-    assert not torch.equal(bent, script.distorted(images, 2))
-    still = script.distorted(images, 1, strength=0.0).float() - images.float()
+    assert torch.equal(bent, lessons.distorted(images, 1))
+    assert not torch.equal(bent, lessons.distorted(images, 2))
+    still = lessons.distorted(images, 1, strength=0.0).float() - images.float()
     assert still.abs().max() <= 1
     moved = (bent.float() - images.float()).abs().mean() / images.float().mean()
     assert 0.1 < moved < 1.5
