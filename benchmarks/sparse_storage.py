@@ -1,6 +1,6 @@
 """What a pruned network's file takes: ours beside the others, and the entropy bound. Han et al. 2016, arXiv:1510.00149.
 
-    python benchmarks/sparse_storage.py [--epochs 1] [--densities 1 0.5 0.2 0.08 0.03 0.01] [--bits 5] [--big 100]
+    python benchmarks/sparse_storage.py [--epochs 1] [--densities 1 0.5 0.2 0.08 0.03 0.01] [--bits 5] [--big 100] [--only rows|big]
 
 LeNet-300-100 and LeNet-5 are trained a little on MNIST ($AEROGEL_DATA), pruned by magnitude in one ranking and trained
 again; then their weights share 2^bits values. For each density, bytes of
@@ -169,20 +169,33 @@ def put(found: dict[str, Any]) -> None:
     write_text(PAGE, inside.sub(lambda match: f"{BEGIN}\n{table(found)}\n{END}", page, count=1))
 
 
-def measured(given: argparse.Namespace) -> dict[str, Any]:
+def measure_rows(given: argparse.Namespace, found: dict[str, Any]) -> None:
     data = ag.data.load("mnist")
-    rows = []
+    found |= {"bits": given.bits, "rows": []}
     for name in NETS:
         torch.manual_seed(0)
         net = trained(ag.nets.build(name), data, given.epochs)
         for density in sorted(given.densities, reverse=True):  # each from the one before
             masks = largest(net, density)
             net = trained(net, data, given.epochs, masks, lr=0.02) if density < 1 else net
-            rows.append(row(name, data, net, density, given.bits))
-    bigs = [big(given.big, density, bits) for density, bits in ((0.1, given.bits), (0.1, None), (0.03, given.bits))]
-    return {"bits": given.bits, "rows": rows, "big": bigs, "date": str(datetime.date.today()),
-            "hardware": f"{cpu_name()}, one thread, load {os.getloadavg()[0]:.0f}",
-            "command": "python benchmarks/sparse_storage.py"}  # fmt: skip
+            found["rows"].append(row(name, data, net, density, given.bits))
+            keep(given, found)
+
+
+def measure_big(given: argparse.Namespace, found: dict[str, Any]) -> None:
+    found["big"] = []
+    for density, bits in ((0.1, given.bits), (0.1, None), (0.03, given.bits)):
+        found["big"].append(big(given.big, density, bits))
+        keep(given, found)
+
+
+def keep(given: argparse.Namespace, found: dict[str, Any]) -> None:
+    """What was measured so far; each part of it says when and where."""
+    threads = f"{cpu_name()}, one thread, load {os.getloadavg()[0]:.0f}"
+    words = f"--epochs {given.epochs:g} --bits {given.bits} --big {given.big}"
+    found |= {"hardware": threads, "date": str(datetime.date.today()),
+              "command": f"python benchmarks/sparse_storage.py {words}"}  # fmt: skip
+    write_json(RESULTS, found)
 
 
 def main() -> None:
@@ -191,11 +204,15 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=[1, 0.5, 0.2, 0.08, 0.03, 0.01])
     parser.add_argument("--bits", type=int, default=5)
     parser.add_argument("--big", type=int, default=100, help="millions of weights")
+    parser.add_argument("--only", choices=("rows", "big"), help="that half; the other stays as it was measured")
     parser.add_argument("--table", action="store_true", help="only the table, from what was measured before")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": [], "big": []}
     if not given.table:
-        write_json(RESULTS, measured(given))
+        for part, measure in (("rows", measure_rows), ("big", measure_big)):
+            if given.only in (None, part):
+                measure(given, found)
     put(json.loads(RESULTS.read_text()))
 
 
