@@ -1,6 +1,7 @@
 """What a pruned network's file takes: ours beside the others, and the entropy bound. Han et al. 2016, arXiv:1510.00149.
 
-    python benchmarks/sparse_storage.py [--epochs 1] [--densities 1 0.5 0.2 0.08 0.03 0.01] [--bits 5] [--big 100] [--only rows|big]
+    python benchmarks/sparse_storage.py [--epochs 1] [--densities 1 0.5 0.2 0.08 0.03 0.01] [--bits 5] [--big 100]
+        [--only rows|big]
 
 LeNet-300-100 and LeNet-5 are trained a little on MNIST ($AEROGEL_DATA), pruned by magnitude in one ranking and trained
 again; then their weights share 2^bits values. For each density, bytes of
@@ -22,6 +23,7 @@ import datetime
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -148,7 +150,8 @@ def table(found: dict[str, Any]) -> str:
             f"| **{one['ours'] / 1e3:,.1f}** | {over:+.1f} % | {sizes} | {one['decode_ms']:.0f} ms "
             f"| {one['lossless'] / 1e3:,.1f} | {one['zstd_of_lossless'] / 1e3:,.1f} |"
         )
-    lines += ["", "One tensor of 100 million float32 weights:", ""]
+    lines += ["", f"{found['rows_by']}.", "", "One tensor of 100 million float32 weights, normal, the smallest zero; "
+              "seconds of processor time, dense output a second:", ""]  # fmt: skip
     lines += [
         "| weights kept | values | MB | over the bound | decoded in | dense output |",
         "|---|---|---|---|---|---|",
@@ -160,7 +163,7 @@ def table(found: dict[str, Any]) -> str:
             f"| {100 * one['density']:g} % | {values} | {one['bytes'] / 1e6:.1f} of {one['dense_bytes'] / 1e6:.0f} "
             f"| {over} | {one['cpu_seconds']:.2f} s | {one['mb_per_s']:.0f} MB/s |"
         )
-    return "\n".join([*lines, "", f"{found['hardware']}, {found['date']}, `{found['command']}`."])
+    return "\n".join([*lines, "", f"{found['big_by']}."])
 
 
 def put(found: dict[str, Any]) -> None:
@@ -179,22 +182,21 @@ def measure_rows(given: argparse.Namespace, found: dict[str, Any]) -> None:
             masks = largest(net, density)
             net = trained(net, data, given.epochs, masks, lr=0.02) if density < 1 else net
             found["rows"].append(row(name, data, net, density, given.bits))
-            keep(given, found)
+            keep("rows", found)
 
 
 def measure_big(given: argparse.Namespace, found: dict[str, Any]) -> None:
     found["big"] = []
     for density, bits in ((0.1, given.bits), (0.1, None), (0.03, given.bits)):
         found["big"].append(big(given.big, density, bits))
-        keep(given, found)
+        keep("big", found)
 
 
-def keep(given: argparse.Namespace, found: dict[str, Any]) -> None:
-    """What was measured so far; each part of it says when and where."""
-    threads = f"{cpu_name()}, one thread, load {os.getloadavg()[0]:.0f}"
-    words = f"--epochs {given.epochs:g} --bits {given.bits} --big {given.big}"
-    found |= {"hardware": threads, "date": str(datetime.date.today()),
-              "command": f"python benchmarks/sparse_storage.py {words}"}  # fmt: skip
+def keep(part: str, found: dict[str, Any]) -> None:
+    """What was measured so far; each half says how, when and where."""
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    load = f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+    found[f"{part}_by"] = f"{cpu_name()}, one thread, {load}, {datetime.date.today()}, `{command}`"
     write_json(RESULTS, found)
 
 
