@@ -39,7 +39,7 @@ logits = st.builds(
 heats = st.floats(0.3, 60)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(pair=logits, heat=heats)
 def test_the_gradient_is_that_of_the_loss(pair: Tensor, heat: float) -> None:
     student, teacher = pair[0].clone().requires_grad_(), pair[1]
@@ -49,7 +49,7 @@ def test_the_gradient_is_that_of_the_loss(pair: Tensor, heat: float) -> None:
     torch.testing.assert_close(expected.sum(-1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(pair=logits)
 def test_it_tends_to_matching_logits(pair: Tensor) -> None:
     student, teacher = pair
@@ -60,7 +60,7 @@ def test_it_tends_to_matching_logits(pair: Tensor) -> None:
     torch.testing.assert_close(end, centred / teacher.shape[-1])
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(pair=logits, low=heats, high=heats)
 def test_entropy_rises_with_t_and_the_ranking_stays(pair: Tensor, low: float, high: float) -> None:
     low, high = sorted((low, high))
@@ -73,7 +73,7 @@ def test_entropy_rises_with_t_and_the_ranking_stays(pair: Tensor, low: float, hi
     torch.testing.assert_close(softened(z, high).sum(-1), torch.ones(6, dtype=torch.float64))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(pair=logits, heat=st.floats(1, 60))
 def test_wrong_classes_have_half_of_the_gradient_at_least(pair: Tensor, heat: float) -> None:
     student, teacher = pair / 4  # below some size a gradient is rounding
