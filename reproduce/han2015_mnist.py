@@ -187,7 +187,7 @@ def ramp(now: float, then: float, total: int) -> dict[int, float]:
 # ---------------------------------------------------------------- the runs
 
 
-def learn(job: Job, row: str, stage: str, seed: int, *, paper: float | None = None, path: Path = RESULTS) -> None:
+def learn(job: Job, row: str, stage: str, seed: int, paper: float | None = None) -> None:
     """Puts the test error of one network into the results, with what is left of it."""
     net = job.network(stage, seed)
     survivors = Masks.of(net).survivors
@@ -196,7 +196,7 @@ def learn(job: Job, row: str, stage: str, seed: int, *, paper: float | None = No
     error = 100 - accuracy(net, job.dataset, "test")
     print(f"{row} seed {seed}: {error:.2f} % error, validation {more['val']:.2f}, x{more['ratio']:.1f}", flush=True)
     add(
-        path, row, seed, error, unit="% error", paper=paper, more=more, seconds=job.seconds(stage, seed),
+        RESULTS, row, seed, error, unit="% error", paper=paper, more=more, seconds=job.seconds(stage, seed),
         command=f"python reproduce/han2015_mnist.py --net {job.name}", hardware=f"{cpu_name()}, {os.cpu_count()} cores",
     )  # fmt: skip
 
