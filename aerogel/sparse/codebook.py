@@ -94,15 +94,16 @@ class Codebooks:
 
 
 @torch.no_grad()
-def share(model: nn.Module, bits: int | Mapping[str, int]) -> Codebooks:
+def share(model: nn.Module, bits: int | Mapping[str, int], vectors: int = VECTORS) -> Codebooks:
     """Gives each floating-point parameter at most 2^bits values besides zero, in place.
 
-    bits: 1 to 8 for parameters of two or more dimensions; vectors then get 8. Or {name: bits}; others stay as they are.
+    bits: 1 to 8 for parameters of two or more dimensions; vectors: for the others. Or bits as {name: bits}, and what it
+    does not name stays as it is.
     Raises AerogelError for bits out of range, an unknown name, or a weight that is not finite.
     """
     found: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
-    for name, count in _bits_of(parameters, bits).items():
+    for name, count in _bits_of(parameters, bits, vectors).items():
         weight = parameters[name]
         flat = weight.detach().double().cpu().reshape(-1).numpy()
         if not np.isfinite(flat).all():
@@ -126,7 +127,11 @@ class Fewest(NamedTuple):
 
 
 def fewest_bits(
-    model: nn.Module, evaluate: Callable[[nn.Module], float], max_drop: float, tries: Sequence[int] = range(1, MOST + 1)
+    model: nn.Module,
+    evaluate: Callable[[nn.Module], float],
+    max_drop: float,
+    tries: Sequence[int] = range(1, MOST + 1),
+    vectors: int = VECTORS,
 ) -> Fewest:
     """Shares the weights of `model`, in place, with the fewest bits that lose at most `max_drop` of its score.
 
@@ -136,10 +141,10 @@ def fewest_bits(
     scores = {0: evaluate(model)}
     for bits in sorted(tries):
         shared = copy.deepcopy(model)
-        share(shared, bits)
+        share(shared, bits, vectors)
         scores[bits] = evaluate(shared)
         if scores[bits] >= scores[0] - max_drop:
-            return Fewest(bits, scores, share(model, bits))
+            return Fewest(bits, scores, share(model, bits, vectors))
     told = ", ".join(f"{score:g} with {bits} bits" for bits, score in scores.items() if bits)
     raise AerogelError(
         f"fewest_bits: no codebook keeps the score within {max_drop:g} of {scores[0]:g}: {told}; "
@@ -147,13 +152,13 @@ def fewest_bits(
     )
 
 
-def _bits_of(parameters: Mapping[str, Tensor], bits: int | Mapping[str, int]) -> dict[str, int]:
+def _bits_of(parameters: Mapping[str, Tensor], bits: int | Mapping[str, int], vectors: int) -> dict[str, int]:
     if isinstance(bits, Mapping):
         if unknown := sorted(bits.keys() - parameters.keys()):
             raise AerogelError(f"share: there is no parameter {unknown[0]!r}; {nearest(unknown[0], parameters)}")
         found = dict(bits)
     else:
-        found = {name: bits if weight.ndim > 1 else VECTORS for name, weight in parameters.items()}
+        found = {name: bits if weight.ndim > 1 else vectors for name, weight in parameters.items()}
     for name, count in found.items():
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
             raise AerogelError(f"share: bits must be whole and 1 to {MOST}, got {count!r} for {name}; the paper has 5")

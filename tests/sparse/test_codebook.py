@@ -106,6 +106,12 @@ def test_bits_by_name() -> None:
     assert same(net[3].weight, before[3].weight)
 
 
+def test_bits_of_vectors() -> None:
+    net = small()
+    share(net, 4, vectors=2)
+    assert [different(p) for p in net.parameters()] == [16, 4, 16, 3]  # three outputs have three biases
+
+
 def test_a_tied_weight_stays_tied() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     net[1].weight = net[0].weight
