@@ -199,6 +199,13 @@ def test_patterns_ratios_and_l1(prune: Callable[..., Any]) -> None:
     assert prune(*words, out="ratios", sparse={"ratios": {"1": 0.9, "6": 0.0}, "keep_dead": True}).code == 0
     kept = {layer["name"]: layer["share"] for layer in report_of("ratios")["pruned"]["layers"]}
     assert kept == {"1.weight": pytest.approx(10, abs=0.1), "4.weight": pytest.approx(50), "6.weight": 100}
+    assert prune(*words, "--scan", out="scanned", sparse={"scan_drop": 3.0, "keep_dead": True}).code == 0
+    report = report_of("scanned")
+    for layer in report["pruned"]["layers"]:
+        curve, gone = report["scan"]["groups"][layer["name"]]["values"], 1 - layer["share"] / 100
+        within = [value >= report["scan"]["whole"] - 3.0 for value in curve]
+        count = within.index(False) if False in within else len(within)
+        assert gone == pytest.approx(([0.0, *report["scan"]["shares"]])[count], abs=0.01), layer
     outcome = prune("--sparsity", 0.5, "--steps", 1, model="conv", out="l1", sparse={"l1": 1e-3})
     assert outcome.code == 0, outcome
     assert {name: set(one["series"]) for one in report_of("l1")["curves"] for name in [one["name"]]} == {
@@ -246,6 +253,7 @@ WRONG: list[tuple[str, tuple[object, ...], dict[str, Any], str]] = [
      r"option sparse\.rewind must be below the 4 epochs of training, got 9"),
     ("rewind_else", ("--sparsity", 0.5), {"sparse": {"rewind": 1.0}}, r"rewind says where --schedule rewind goes back"),
     ("rewind_channels", ("--target", "macs=0.5", "--schedule", "rewind"), {}, r"rewind is a schedule of single"),
+    ("scan_drop", ("--sparsity", 0.5), {"sparse": {"scan_drop": 1.0}}, r"scan_drop takes each layer's share"),
     ("pattern", ("--sparsity", 0.5, "--schedule", "one-shot"), {"sparse": {"pattern": "2-4"}}, r"pattern: .*2-4"),
     ("pattern_fit", ("--sparsity", 0.5, "--schedule", "one-shot"), {"sparse": {"pattern": "2:7"}},
      r"pattern 2:7: no layer has inputs in multiples of 7"),

@@ -46,7 +46,7 @@ def goals_of(settings: Settings) -> tuple[Goal, ...]:
     """None for a scan alone. Raises AerogelError as `parse_goals` does."""
     sparse = settings.sparse
     if sparse is not None:
-        if sparse.sparsity or sparse.ratios:
+        if sparse.sparsity or not sparse.exact:
             return (Goal(WEIGHTS, 1 - sparse.sparsity, False, sparse.text),)
         if settings.scan:
             return ()

@@ -103,7 +103,7 @@ class Settings(BaseModel):
             raise ValueError(f"distill cuts nothing: leave out {', '.join(odd)}; its own options stand under [distill]")
         if self.sparse is not None and self.verb == "prune":
             others = [name for name in CHANNELS if getattr(self, name) != _default(name)]
-            if wrong := problem(self.sparse, self.schedule, others):
+            if wrong := problem(self.sparse, self.schedule, self.scan, others):
                 raise ValueError(wrong)
         elif self.sparse is not None:
             raise ValueError(f"the [sparse] table is not for `aerogel {self.verb}`; leave it out, or prune")

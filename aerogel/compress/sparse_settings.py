@@ -28,7 +28,8 @@ class Sparsity(BaseModel):
     pattern: "2:4" keeps 2 of every 4 inputs. rewind: epochs to whose weights the schedule of that name goes back.
     rate: of the learning rate, while retraining; 0: a tenth after single cuts, all of it in gradual and rewound
     trainings. l1: penalty on |w| in every training. keep_dead: neurons without weights stay in the network.
-    scan_epochs: of training again at every point of a scan.
+    scan_epochs: of training again at every point of a scan. scan_drop: with --scan, each layer's share is the largest
+    at which the scan lost at most so many points; 0: the scan is told alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,6 +43,7 @@ class Sparsity(BaseModel):
     l1: float = Field(0.0, ge=0)
     keep_dead: bool = False
     scan_epochs: float = Field(0.0, ge=0)
+    scan_drop: float = Field(0.0, ge=0, le=100)
 
     @field_validator("method")
     @classmethod
@@ -58,15 +60,17 @@ class Sparsity(BaseModel):
     @property
     def exact(self) -> bool:
         """Whether the sparsity alone says how much goes."""
-        return not self.ratios and not self.pattern
+        return not (self.ratios or self.pattern or self.scan_drop)
 
     @property
     def text(self) -> str:
         return f"sparsity {self.sparsity:g}"
 
 
-def problem(sparse: Sparsity, schedule: str, others: list[str]) -> str | None:
+def problem(sparse: Sparsity, schedule: str, scan: bool, others: list[str]) -> str | None:
     """What does not go together, in words. others: options about channels that were given too."""
+    if sparse.scan_drop and (not scan or sparse.ratios):
+        return "scan_drop takes each layer's share from a scan: ask for --scan, and leave ratios out"
     if others:
         return (
             f"--sparsity prunes single weights, {', '.join(others)} channels: leave out one of them; both make two runs"

@@ -30,7 +30,7 @@ from aerogel.prune import SCHEDULES, recalibrate
 from aerogel.prune.dropout import dropout_rates, set_dropout
 from aerogel.prune.masks import Masks
 from aerogel.prune.neurons import bury, without_dead
-from aerogel.prune.weights import lowest, n_of_m, score
+from aerogel.prune.weights import lowest, n_of_m, per_layer, score
 from aerogel.train import HardLabels, Objective, Recipe, State, accuracy, save_checkpoint, start
 
 
@@ -112,7 +112,7 @@ def objective_of(job: Job, run: Run) -> Objective:
     return regularised(job, found)
 
 
-def masks_of(job: Job, model: nn.Module, k: int, earlier: nn.Module | None = None) -> Masks:
+def masks_of(job: Job, run: Run, model: nn.Module, k: int, earlier: nn.Module | None = None) -> Masks:
     """Prunes `model` in place, for time `k` of the schedule; dead neurons are buried, unless they are kept."""
     settings, sparse = job.settings, _sparse(job)
     kept = SCHEDULES["iterative" if settings.schedule == "rewind" else settings.schedule]
@@ -124,13 +124,22 @@ def masks_of(job: Job, model: nn.Module, k: int, earlier: nn.Module | None = Non
         n, m = sparse.n_of_m
         masks = before & Masks({name: n_of_m(s, n, m) for name, s in found.items() if s.shape[1] % m == 0})
     else:
-        ratios = {layer: 1 - kept(k, settings.steps, 1 - share) for layer, share in sparse.ratios.items()}
+        ratios = {layer: 1 - kept(k, settings.steps, 1 - share) for layer, share in _shares(sparse, run).items()}
         share = kept(k, settings.steps, 1 - sparse.sparsity)
         masks = lowest(found, 1 - share, ranking=sparse.ranking, ratios=ratios, before=before)
     masks.hold(model)
     if not sparse.keep_dead:
         bury(model, job.example)
     return Masks.of(model, protect=settings.protect)
+
+
+def _shares(sparse: Sparsity, run: Run) -> dict[str, float]:
+    """What single layers lose: as set, or as the scan lets them."""
+    if not sparse.scan_drop:
+        return sparse.ratios
+    scan = run["scan"]
+    curves = {name: curve["retrained"] or curve["values"] for name, curve in scan["groups"].items()}
+    return per_layer(scan["shares"], curves, scan["whole"], sparse.scan_drop)
 
 
 def _pruned(job: Job, run: Run, k: int) -> nn.Module:
@@ -140,7 +149,7 @@ def _pruned(job: Job, run: Run, k: int) -> nn.Module:
     if key not in run:
         first = _first(job) if _sparse(job).method == "snip" else job.load(run.path / ORIGINAL)
         model = first if k == 1 else job.load(run.path / f"candidates/{k - 1:03d}")
-        masks = masks_of(job, model, k)
+        masks = masks_of(job, run, model, k)
         told = _told(job, key, model, masks)
         if job.settings.schedule == "rewind":
             model = _rewound(job, run)
@@ -200,7 +209,7 @@ def _gradually(job: Job, run: Run, objective: Objective) -> nn.Module:
             Masks.of(state.model, protect=job.settings.protect).put_on(state)
         model = job.fit(state, run, "gradual", leg, until=cuts[k] if k < len(cuts) else None)
         if k < len(cuts):
-            masks = masks_of(job, state.model, k + 1, original)
+            masks = masks_of(job, run, state.model, k + 1, original)
             masks.put_on(state)
             save_checkpoint(run.clear("checkpoints", f"leg {k + 1:03d}"), state)
             run[f"prune {k + 1:03d}"] = _told(job, f"prune {k + 1:03d}", state.model, masks)
