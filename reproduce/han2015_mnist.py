@@ -112,12 +112,15 @@ def dense(job: Job, stage: str, seed: int) -> nn.Module:
 
 
 def twelve(job: Job, stage: str, seed: int) -> nn.Module:
-    """Pruned in rounds to the paper's shares, each layer by its own threshold, at a tenth of the rate."""
+    """Pruned in rounds to the paper's shares, each layer by its own threshold, at the dense network's rate again.
+
+    The paper retrains at a tenth of it; with so few epochs that is worse on validation (seed 0: 1.94 and 2.16 %).
+    """
     net, rounds = job.network("dense", seed), 4
-    recipe = job.recipe.model_copy(update={"lr": job.recipe.lr / 10, "warmup": 0.0})
+    recipe = job.recipe.model_copy(update={"warmup": 0.0})
     for k in range(1, rounds + 1):
         shares = {layer: 1 - kept ** (k / rounds) for layer, kept in job.kept.items()}
-        epochs = job.round * (2 if k == rounds else 1)
+        epochs = job.round * (3 if k == rounds else 1)
         net = trained(job, net, HardLabels(), recipe, epochs, seed, {0: 0.0}, ratios=shares)
     return net
 
