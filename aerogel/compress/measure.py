@@ -16,7 +16,7 @@ from aerogel.cost import count
 from aerogel.cost.latency import Ratio, compare
 from aerogel.data import batches
 from aerogel.export.verify import run_onnx
-from aerogel.graph import capture
+from aerogel.graph import capture, tensor_names
 from aerogel.prune import couple
 from aerogel.prune.coupling import Coupling
 from aerogel.prune.cut import freeze, protected, untrained
@@ -64,10 +64,11 @@ def weights_of(job: Job, model: nn.Module) -> dict[str, int]:
     channels are cut."""
     if job.settings.sparse is None:
         return {}
-    masks = Masks.of(model, protect=job.settings.protect)
+    masks, names = Masks.of(model, protect=job.settings.protect), tensor_names(model)
+    tensors = {names[id(t)]: t for t in model.state_dict(keep_vars=True).values()}  # tied ones once, as they are saved
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "it.safetensors"
-        sparse.write(model.state_dict(), file)
+        sparse.write(tensors, file)
         return {"weights": masks.weights, WEIGHTS: masks.survivors, "sparse_bytes": file.stat().st_size}
 
 

@@ -28,6 +28,7 @@ from aerogel.graph import tensor_names
 from aerogel.graph.resize import changed_numbers, resize, set_numbers
 from aerogel.imports import import_factory, one_line, user_error
 from aerogel.sparse import files as sparse_files
+from aerogel.sparse.codec import Header
 from aerogel.sparse.files import Coded
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -200,17 +201,25 @@ def load_weights(model: nn.Module, source: str | Path) -> nn.Module:
     path, caller = Path(source), f"--weights {source}"
     tensors = _verified(path / WEIGHTS, read_config(path)) if path.is_dir() else _state(path, nested=False)
     own, names = _tensors(model), tensor_names(model)
-    if isinstance(tensors, Coded):  # before anything is allotted
-        check_fit(caller, own, tensors)
     first = {key: names[id(tensor)] for key, tensor in model.state_dict(keep_vars=True).items()}
+    if isinstance(tensors, Coded):  # before anything is allotted
+        headers: dict[str, Header] = {}
+        for key, header in tensors.items():
+            if headers.setdefault(name := first.get(key, key), header) != header:
+                raise AerogelError(_tied_differ(caller, name, key))
+        check_fit(caller, own, headers)
     found: dict[str, Tensor] = {}
     for key, tensor in _decoded(tensors).items():
         name = first.get(key, key)
         if name in found and not torch.equal(found[name], tensor):
-            raise AerogelError(f"{caller}: {name!r} and {key!r} are one tensor in the network, and differ in the file")
+            raise AerogelError(_tied_differ(caller, name, key))
         found[name] = tensor
     check_fit(caller, own, found)
     return resize(model, {name: tensor.to(own[name]) for name, tensor in found.items()})
+
+
+def _tied_differ(caller: str, name: str, key: str) -> str:
+    return f"{caller}: {name!r} and {key!r} are one tensor in the network, and differ in the file"
 
 
 def read_state(path: Path, *, nested: bool = False) -> dict[str, Tensor]:
@@ -224,7 +233,7 @@ def read_state(path: Path, *, nested: bool = False) -> dict[str, Tensor]:
 def check_fit(
     caller: str,
     own: Mapping[str, Tensor],
-    got: Mapping[str, Tensor] | Coded,
+    got: Mapping[str, Tensor] | Mapping[str, Header],
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Raises AerogelError naming the first tensor that is missing, left over, or of another shape or type.

@@ -35,7 +35,7 @@ DTYPES = (
 GAPS, MASK, DENSE = range(3)
 PLANES, CODEBOOK, HALF, BRAIN = range(4)  # a codebook as it is, or of float32 that float16 or bfloat16 hold exactly
 NARROWED = {HALF: torch.float16, BRAIN: torch.bfloat16}
-WORKING = 16  # bytes an element that decoding needs for a while, at most
+WORKING = 32  # bytes an element that decoding needs for a while, at most
 DIMENSIONS = 64  # as many as numpy has
 SHARED = 256  # values of a codebook
 FEW = 1 << 16  # elements of a tensor for which every layout is tried
@@ -98,6 +98,8 @@ def decode(data: bytes) -> Tensor:
     head = _header(cursor)
     flat = np.zeros(head.numel, _UNSIGNED[head.dtype.itemsize])
     layout = cursor.byte()
+    if layout == DENSE and not len(flat):
+        raise AerogelError("values in a tensor of none")
     if layout == DENSE:
         flat = _decode_values(cursor, len(flat), head.dtype)
     elif layout in (GAPS, MASK):

@@ -21,6 +21,7 @@ CONSTANT, FIXED, ZSTD, TABLE, MODEL = range(5)
 LEVEL, LEVEL_LONG, LONG = 12, 3, 1 << 18  # zstandard's; in a long stream there is little to find but frequencies
 TOLERATED = 128
 MODEL_DEPTH = 14
+MOST_CODE = 8  # bytes of one frequency in a table; exponential Golomb codes need at most 29 bits
 Model = Callable[[int], list[int]]  # the largest symbol -> weights of 0 .. that symbol
 
 
@@ -101,6 +102,9 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
 
 def _unzstd(data: bytes, count: int) -> Symbols:
     try:
+        told = zstandard.get_frame_parameters(data).content_size
+        if told not in (count, zstandard.CONTENTSIZE_UNKNOWN):  # it would be allotted, whatever max_output_size says
+            raise AerogelError(f"{told} symbols where {count} were written")
         found = zstandard.ZstdDecompressor().decompress(data, max_output_size=count)
     except (zstandard.ZstdError, MemoryError) as error:
         raise AerogelError(f"zstandard cannot read it ({error})") from error
@@ -129,6 +133,8 @@ def _write_table(frequencies: Frequencies, depth: int) -> bytes:
 def _read_table(cursor: Cursor) -> tuple[Frequencies, int]:
     head, top = cursor.take(2)
     depth, order, body = head >> 4, head & 15, cursor.sized()
+    if len(body) > MOST_CODE * (top + 1):
+        raise AerogelError(f"a table of {len(body)} bytes for {top + 1} frequencies")
     text = f"{int.from_bytes(body, 'little'):0{8 * len(body)}b}"[::-1]
     found, at = [], 0
     for _ in range(top + 1):

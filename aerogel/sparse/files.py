@@ -38,8 +38,10 @@ Found = TypeVar("Found")
 def write(tensors: Mapping[str, Tensor], path: Path) -> dict[str, bytes]:
     """Writes the file; gives each tensor as it was coded. Each is decoded again first, and compared.
 
-    Raises OSError when it cannot be written, AerogelError for a tensor that cannot be coded.
+    Raises OSError when it cannot be written, AerogelError for a tensor that cannot be coded, or a name of two lines.
     """
+    if odd := [name for name in tensors if "\n" in name]:
+        raise AerogelError(f"sparse: {odd[0]!r} must be a name of one line; rename that module, or save without sparse")
     coded = {name: _proved(name, tensor) for name, tensor in tensors.items()}
     stored = {name: data for name, data in coded.items() if len(data) >= SMALL}
     if small := {name: data for name, data in coded.items() if name not in stored}:
@@ -115,6 +117,8 @@ def read(path: Path) -> Coded:
         rows = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from error
+    except (TypeError, AttributeError) as error:  # a type that numpy has not, such as BF16; here all are U8
+        raise AerogelError(f"{path} holds other types than bytes ({one_line(error)}); it is corrupt") from error
     coded: dict[str, bytes] = {}
     for name, row in rows.items():
         data = row.tobytes()

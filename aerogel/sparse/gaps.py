@@ -42,6 +42,9 @@ def decode(symbols: NDArray[np.uint8], plain: bytes, size: int) -> NDArray[np.in
     """The positions (n,), all below `size`. Raises AerogelError for what `encode` does not write."""
     if len(symbols) and symbols.max() >= _SYMBOLS:
         raise AerogelError(f"a gap of kind {symbols.max()}")
+    needed = len(symbols) + SINGLE * np.count_nonzero(symbols >= SINGLE)
+    if needed > size:
+        raise AerogelError(f"position {needed - 1} of {size}")
     long = np.flatnonzero(symbols >= SINGLE)
     positions = _STEP.take(symbols)
     positions[long] += bits.unpack(plain, _WIDTH[symbols[long]], len(long)).view(np.int64)

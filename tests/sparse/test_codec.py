@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -216,6 +219,8 @@ def survives(data: bytes) -> bool:
         (b"\x00\x01\x04\x02\x01\x00" + b"\0" * 4 + b"\x00\x01", "index 1 into a codebook of 1"),
         (b"\x00\x01\x04\x02\x00\x09", "a code 9 that is not known|more bytes are needed"),
         (b"\x09\x01\x04\x02\x00\x00\x04", "a bool of 2"),
+        (b"\x00\x01\x00\x02\x01\x00" + b"\0" * 4 + b"\x00\x00", "values in a tensor of none"),
+        (b"\x00\x01\x20\x00\x02\x00\x10\x00", "position 33 of 32"),
     ],
 )
 def test_lies_are_named(data: bytes, message: str) -> None:
@@ -230,6 +235,42 @@ def test_a_stream_that_promises_more_than_it_holds() -> None:
     for count in (1, len(symbols) - 1, len(symbols) + 1, 10 * len(symbols)):
         with pytest.raises(AerogelError):
             entropy.unpack(bits.Cursor(packed), count)
+
+
+MIB = 1 << 20
+FRAME = zstandard.ZstdCompressor().compress(bytes(16 * MIB))  # 500 bytes that say how much they hold
+
+
+def peak_of(data: bytes, message: str | None = None) -> int:
+    """The most bytes that decoding took at once."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(AerogelError, match=message) if message else contextlib.nullcontext():
+            decode(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x08\x01\x0a\x02\x00\x02" + bits.sized(FRAME), "16777216 symbols where 10 were written"),
+        (b"\x08\x01\x0a\x02\x00\x03" + bits.sized(b"\xd0\xff" + bits.sized(bytes(MIB))), "a table of 1048576 bytes"),
+        (b"\x08\x01" + bits.varint(MIB) + b"\x00" + bits.varint(MIB) + b"\x00\x10\x00", "position 17825791 of 1048576"),
+    ],
+    ids=["zstandard", "table", "gaps"],
+)
+def test_a_stream_that_swells_is_refused_before_it_does(data: bytes, message: str) -> None:
+    assert peak_of(data, message) < 4 * MIB
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.int64], ids=str)
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.02])
+def test_decoding_needs_no_more_than_the_header_says(kind: torch.dtype, density: float) -> None:
+    data = encode(random_tensor((MIB // 4,), density, kind, 0, 1))
+    head = header(data)
+    assert peak_of(data) < head.dense_bytes + head.working_bytes
 
 
 # The parts ---------------------------------------------------------------------------------------------------------

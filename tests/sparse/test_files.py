@@ -96,6 +96,28 @@ def test_its_weights_go_into_another_network() -> None:
         load_weights(nets.build("lenet_300_100"), "small")
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.other.weight = self.one.weight
+
+
+def test_a_tied_weight_may_be_there_under_both_its_names() -> None:
+    net, path = Tied(), Path("x.safetensors")
+    write(net.state_dict(), path)
+    assert equal(load_weights(Tied(), path), net)
+    for other, message in ((torch.ones(4, 4), "are one tensor"), (torch.ones(5, 4), "are one tensor in the network")):
+        write(net.state_dict() | {"other.weight": other}, path)
+        with pytest.raises(AerogelError, match=message):
+            load_weights(Tied(), path)
+
+
+def test_a_name_of_two_lines_is_refused() -> None:
+    with pytest.raises(AerogelError, match=r"^sparse: 'a\\nb' must be a name of one line; rename that module"):
+        write({"a\nb": torch.ones(3)}, Path("x.safetensors"))
+
+
 def test_a_tensor_that_would_not_come_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.codec, "decode", lambda data: torch.zeros(3))
     with pytest.raises(AerogelError, match=r"^sparse: w does not come back as it was"):
@@ -212,6 +234,16 @@ def files_sha(path: str) -> str:
 def test_lies_are_named(rows: dict[str, bytes], message: str) -> None:
     with pytest.raises(AerogelError, match=message):
         read(lying(rows)).decode()
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3"])
+def test_types_that_numpy_has_not_are_refused(kind: str) -> None:
+    tensor = torch.zeros(4, dtype={"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}[kind])
+    save_file({"w": tensor}, "x.safetensors", {"format": FORMAT})
+    with pytest.raises(
+        AerogelError, match=r"^x\.safetensors holds other types than bytes \(.*float.*\); it is corrupt$"
+    ):
+        read(Path("x.safetensors"))
 
 
 def test_other_files_are_no_sparse_ones() -> None:
