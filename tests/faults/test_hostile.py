@@ -21,6 +21,8 @@ from aerogel.compress.settings import Settings
 Aerogel = Callable[..., Any]
 LEAST = 60
 TRAIN = ("--data", "digits", "--out", "out")
+TEACHER = ("--teacher", f"{Path(__file__).with_name('teacher.py')}:build")
+STUDENT = ("--student", "lenet5", *TRAIN)
 SMALLER = ("--target", "macs=0.5", *TRAIN)
 # Every place in a command line where a path may stand; {} is it.
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -44,9 +46,19 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "prune MODEL": ("prune", "{}", *SMALLER),
     "prune --weights": ("prune", "lenet5", "--weights", "{}", *SMALLER),
     "prune --config": ("prune", "--config", "{}", *SMALLER),
+    "distill --teacher": ("distill", "--teacher", "{}", "--student", "lenet5", *TRAIN),
+    "distill --teacher hf:": ("distill", "--teacher", "hf:{}", "--student", "lenet5", *TRAIN),
+    "distill --teacher-weights": ("distill", "--teacher", "lenet5", "--teacher-weights", "{}", *STUDENT),
+    "distill --student": ("distill", *TEACHER, "--student", "{}", *TRAIN),
+    "distill --weights": ("distill", *TEACHER, "--weights", "{}", *STUDENT),
+    "distill --config": ("distill", *TEACHER, "--config", "{}", *STUDENT),
+    "distill --cache": ("distill", *TEACHER, "--cache", "{}", *STUDENT),
+    "distill --explore-temperature": ("distill", "--explore-temperature", "--teacher", "{}", "--data", "digits"),
     "resume": ("resume", "{}"),
     "export MODEL": ("export", "{}", "--out", "out.onnx"),
     "export --weights": ("export", "lenet5", "--weights", "{}", "--out", "out.onnx"),
+    "export --to sparse": ("export", "{}", "--to", "sparse", "--out", "out"),
+    "export --to dense": ("export", "{}", "--to", "dense", "--out", "out"),
     "verify": ("verify", "{}"),
     "verify two": ("verify", "{}", "{}"),
     "report": ("report", "{}"),
@@ -188,7 +200,7 @@ def test_the_bombs_are_live(work: Path, hostile: dict[str, list[Path]]) -> None:
 def test_there_are_enough(hostile: dict[str, list[Path]]) -> None:
     assert sum(map(len, hostile.values())) >= LEAST
     assert {verb.split()[0] for verb in SLOTS} >= {
-        "cost", "lint", "train", "compress", "prune", "resume", "export", "verify", "report", "data",
+        "cost", "lint", "train", "compress", "prune", "distill", "resume", "export", "verify", "report", "data",
     }  # fmt: skip
 
 
