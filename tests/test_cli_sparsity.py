@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aerogel.compress.job import _Log
+from aerogel.compress.sparsify import in_pattern
+from aerogel.prune.masks import Masks
+from aerogel.prune.weights import score
+from aerogel.train import accuracy
 
 Aerogel = Callable[..., Any]
 NETWORK = """
@@ -29,6 +33,11 @@ def net():
 def conv():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
                          nn.Linear(32, 10))
+
+def zero_head():
+    model = net()
+    nn.init.zeros_(model[6].weight)
+    return model
 """
 SIZE = ("--data", "digits", "--input", "1,8,8")
 TRAIN = {"epochs": 4, "batch_size": 64, "warmup": 0.1, "lr": 0.2}
@@ -189,6 +198,43 @@ def test_snip_prunes_before_any_training(prune: Callable[..., Any]) -> None:
     assert curves["baseline"] == curves["step 001"]  # as long as the whole network
 
 
+def test_weights_that_begin_at_zero_are_not_taken_for_pruned_ones(prune: Callable[..., Any]) -> None:
+    words = ("--schedule", "rewind", "--steps", 1, "--sparsity", 0.5)
+    outcome = prune(*words, model="zero_head", train={"epochs": 1}, sparse={"keep_dead": True})
+    assert outcome.code == 0, outcome
+    assert left("run/model") == round(0.5 * WEIGHTS)
+
+
+@pytest.mark.slow
+def test_a_scan_of_a_pruned_network_keeps_what_is_gone(
+    prune: Callable[..., Any], aerogel: Aerogel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prune("--schedule", "one-shot", "--sparsity", 0.5, sparse={"keep_dead": True}).code == 0
+    gone = {name: w == 0 for name, w in weights("run/model").items() if w.ndim > 1}
+    seen: list[bool] = []
+
+    def looked_at(network: nn.Module, *words: Any) -> float:
+        seen.append(all(not w[gone[name]].any() for name, w in network.named_parameters() if name in gone))
+        return accuracy(network, *words)
+
+    monkeypatch.setattr("aerogel.compress.sparse_scan.accuracy", looked_at)
+    Path("some.toml").write_text(tomli_w.dumps({"scan_images": 50, "train": TRAIN, "sparse": {"scan_epochs": 0.1}}))
+    words = ("run/model", *SIZE, "--scan", "--sparsity", 0, "--config", "some.toml", "--out", "scan", "--trust")
+    assert aerogel("prune", *words).code == 0
+    assert len(seen) > 30
+    assert all(seen)
+
+
+def test_a_pattern_goes_by_what_is_left() -> None:
+    """A random score must not give the places of a pattern to weights that are gone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.view(-1, 4)[:, 1:3] = 0
+    masks = in_pattern(score("random", model), Masks.of(model), 2, 4)
+    assert masks.survivors == 320
+
+
 @pytest.mark.slow
 def test_patterns_ratios_and_l1(prune: Callable[..., Any]) -> None:
     words = ("--schedule", "one-shot", "--sparsity", 0.5)
@@ -257,6 +303,8 @@ WRONG: list[tuple[str, tuple[object, ...], dict[str, Any], str]] = [
     ("pattern", ("--sparsity", 0.5, "--schedule", "one-shot"), {"sparse": {"pattern": "2-4"}}, r"pattern: .*2-4"),
     ("pattern_fit", ("--sparsity", 0.5, "--schedule", "one-shot"), {"sparse": {"pattern": "2:7"}},
      r"pattern 2:7: no layer has inputs in multiples of 7"),
+    ("pattern_whole", ("--sparsity", 0.5, "--schedule", "one-shot"), {"sparse": {"pattern": "4:2"}},
+     r"pattern 4:2 prunes nothing: it keeps the first number of the second; 2:4 is usual"),
     ("unknown", ("--sparsity", 0.5), {"sparse": {"rewnd": 1}}, r"option 'sparse\.rewnd' is unknown; did you"),
     ("gradual_short", ("--sparsity", 0.5, "--schedule", "gradual", "--epochs", 0.5), {}, r"8 cuts do not fit into"),
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def scan_weights(job: Job, run: Run) -> None:
 
     def retrain(network: nn.Module, masks: Masks) -> nn.Module:
         state = start(network, regularised(job, HardLabels()), job.data, recipe)
-        masks.put_on(state)
+        (masks & Masks.of(network, protect=settings.protect)).put_on(state)  # also what was gone before
         for _ in steps(state, job.data, world=ALONE):
             job.signals.check()
         return state.result

@@ -83,6 +83,8 @@ def problem(sparse: Sparsity, schedule: str, scan: bool, others: list[str]) -> s
         return "rewind says where --schedule rewind goes back to; choose that schedule, or leave rewind out"
     if sparse.pattern and schedule != "one-shot":
         return f"pattern {sparse.pattern} prunes once; choose --schedule one-shot"
+    if sparse.n_of_m and sparse.n_of_m[0] >= sparse.n_of_m[1]:
+        return f"pattern {sparse.pattern} prunes nothing: it keeps the first number of the second; 2:4 is usual"
     return None
 
 

@@ -6,10 +6,11 @@ begins from a file, the pruned network, whose zeros are the masks; so does a res
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aerogel.compress.baseline import regularised
 from aerogel.compress.check import Checked
@@ -121,15 +122,14 @@ def masks_of(job: Job, run: Run, model: nn.Module, k: int, earlier: nn.Module | 
     found = score(sparse.method, model, protect=settings.protect, batches=training_batches(job),
                   earlier=None if earlier is None else dict(earlier.named_parameters()))  # fmt: skip
     if sparse.n_of_m:
-        n, m = sparse.n_of_m
-        masks = before & Masks({name: n_of_m(s, n, m) for name, s in found.items() if s.shape[1] % m == 0})
+        masks = in_pattern(found, before, *sparse.n_of_m)
     else:
         ratios = {layer: 1 - kept(k, settings.steps, 1 - share) for layer, share in _shares(sparse, run).items()}
         share = kept(k, settings.steps, 1 - sparse.sparsity)
         masks = lowest(found, 1 - share, ranking=sparse.ranking, ratios=ratios, before=before)
     masks.hold(model)
     if not sparse.keep_dead:
-        bury(model, job.example)
+        bury(model, job.example, protect=settings.protect)
     return Masks.of(model, protect=settings.protect)
 
 
@@ -140,6 +140,12 @@ def _shares(sparse: Sparsity, run: Run) -> dict[str, float]:
     scan = run["scan"]
     curves = {name: curve["retrained"] or curve["values"] for name, curve in scan["groups"].items()}
     return per_layer(scan["shares"], curves, scan["whole"], sparse.scan_drop)
+
+
+def in_pattern(scores: Mapping[str, Tensor], before: Masks, n: int, m: int) -> Masks:
+    """n of m, where the inputs are a multiple of m; what is gone takes no place of what is left."""
+    left = {name: s.masked_fill(~before[name], -torch.inf) for name, s in scores.items() if s.shape[1] % m == 0}
+    return before & Masks({name: n_of_m(s, n, m) for name, s in left.items()})
 
 
 def _pruned(job: Job, run: Run, k: int) -> nn.Module:
@@ -154,9 +160,18 @@ def _pruned(job: Job, run: Run, k: int) -> nn.Module:
         if job.settings.schedule == "rewind":
             model = _rewound(job, run)
             masks.hold(model)
+            _none_zero(model, masks)
         job.save(model, run.clear("checkpoints", key), onnx=False)
         run[key] = told
     return job.load(folder)
+
+
+@torch.no_grad()
+def _none_zero(model: nn.Module, masks: Masks) -> None:
+    """A survivor that begins at zero, as some last layers do, would read as pruned: it gets the smallest number."""
+    weights = dict(model.named_parameters())
+    for name, mask in masks.items():
+        weights[name].masked_fill_(mask & (weights[name] == 0), torch.finfo(weights[name].dtype).tiny)
 
 
 def _first(job: Job) -> nn.Module:
@@ -258,9 +273,9 @@ def _told(job: Job, key: str, model: nn.Module, masks: Masks) -> dict[str, Any]:
 def _candidate(job: Job, run: Run, model: nn.Module, name: str, k: int) -> dict[str, Any]:
     settings, dead = job.settings, 0
     if k == settings.steps and not _sparse(job).keep_dead:
-        _, dead = bury(model, job.example)
+        _, dead = bury(model, job.example, protect=settings.protect)
     masks = Masks.of(model, protect=settings.protect)
-    model = without_dead(model, job.example).model if dead else model
+    model = without_dead(model, job.example, protect=settings.protect).model if dead else model
     file = job.save(model, run.clear("candidates", name)) / "model.onnx"
     ratio = compare_files(job, run.path / ORIGINAL / "model.onnx", file, BRIEF).ratio
     found = {

@@ -4,7 +4,7 @@ D_r = D_o sqrt(C_ir / C_io)
 D dropout, o the original, r retraining, C_i connections of layer i, ir after pruning. Pruning has already lowered the
 capacity, so dropout must be smaller; it works on neurons, and connections vary quadratically with neurons.
 Here layer i is the one before the dropout, whose outputs it drops, in the order in which modules are registered; a
-dropout before the first layer stays as it is.
+dropout before the first layer, or behind one without a mask, stays as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from aerogel.errors import AerogelError
 from aerogel.prune.masks import Masks
@@ -30,6 +30,8 @@ def dropout_rates(model: nn.Module, masks: Masks) -> dict[str, tuple[float, floa
         own = f"{name}.weight" if name else "weight"
         if own in counts:
             last = counts[own]
+        elif isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1:
+            last = None  # a layer without a mask is whole
         elif isinstance(module, nn.modules.dropout._DropoutNd) and last is not None:
             found[name] = (module.p, retraining_dropout(module.p, *last))
     return found

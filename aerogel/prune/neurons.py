@@ -6,14 +6,16 @@ nothing in    it is a constant, f(bias). It loses its bias and its weights out; 
               makes up for it
 One death brings others: repeated until nothing changes. The paper leaves this to weight decay during retraining, which
 takes long; here it is done at once. A neuron is a coupled channel (aerogel.prune.coupling): of a residual stage it is
-dead once every layer that reads it has no weight left for it.
+dead once every layer that reads it has no weight left for it. What passes a statistic over channels (a layer norm) is
+left alone: others depend on it there.
 Then `without_dead` takes them out of the network, which becomes smaller and is as fast as it is small; proven, as
 every cut is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +25,25 @@ from torch import Tensor, nn
 from aerogel.graph import capture, tensor_names
 from aerogel.prune.coupling import Coupling, Dim, Group, Member, couple
 from aerogel.prune.cut import Cut, proven
-from aerogel.prune.masks import Masks
+from aerogel.prune.masks import Masks, prunable
 from aerogel.prune.proof import named_weights
 from aerogel.prune.ratios import reads_of
 
 
 @torch.no_grad()
-def bury(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> tuple[Masks, int]:
+def bury(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    protect: Sequence[str] = (),
+) -> tuple[Masks, int]:
     """Zeroes all weights of dead neurons, in place: the masks of what is left, and how many neurons are dead.
 
-    args, kwargs: example inputs. Raises CaptureError when the model cannot be read.
+    args, kwargs: example inputs. protect: patterns of layers, as of `prunable`, that lose nothing by it.
+    Raises CaptureError when the model cannot be read.
     """
-    coupling = couple(capture(model, args, kwargs))
+    coupling = _judged(model, couple(capture(model, args, kwargs)), protect)
     weights, reads, names = named_weights(model), reads_of(coupling.graph), tensor_names(model)
     trained = {names[id(weight)] for weight in model.parameters()}  # running statistics stay
     while True:
@@ -49,17 +58,31 @@ def bury(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     return Masks.of(model), int(flags.sum())
 
 
-def without_dead(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Cut:
+def without_dead(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    protect: Sequence[str] = (),
+) -> Cut:
     """A smaller copy without the neurons that no output depends on; every layer keeps one. It computes the same.
 
-    Raises CaptureError when the model cannot be read, CutError when its cut cannot be proven.
+    protect: layers that stay whole. Raises CaptureError when the model cannot be read, CutError when its cut cannot be
+    proven.
     """
     weights = named_weights(model)
 
     def choose(coupling: Coupling) -> np.ndarray:
-        return dead_channels(coupling, weights)
+        return dead_channels(_judged(model, coupling, protect), weights)
 
     return proven(model, args, kwargs, (), choose)
+
+
+def _judged(model: nn.Module, coupling: Coupling, protect: Sequence[str]) -> Coupling:
+    """With the groups alone that may be buried: exact ones that no protected layer is part of."""
+    whole = prunable(model).keys() - prunable(model, protect=protect).keys() if protect else set()
+    groups = (g for g in coupling.groups if not g.inexact and not any(m.target in whole for m in g.members))
+    return dataclasses.replace(coupling, groups=tuple(groups))
 
 
 def dead_channels(coupling: Coupling, weights: Mapping[str, Tensor]) -> np.ndarray:

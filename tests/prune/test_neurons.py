@@ -55,6 +55,31 @@ def test_a_constant_loses_its_bias_and_its_weights_out() -> None:
 
 
 @torch.no_grad()
+def test_what_a_statistic_over_channels_reads_is_not_dead() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 4), nn.Softmax(1), nn.Linear(4, 3))
+    net[3].weight[:, 1] = 0  # nothing out, and yet the norm's mean hangs on it
+    net[5].weight[:, 2] = 0
+    before = net.eval()(X)
+    assert bury(net, (X[:1],))[1] == 0
+    assert torch.equal(net(X), before)
+    assert torch.equal(without_dead(net, (X[:1],)).model(X), before)
+
+
+@torch.no_grad()
+def test_a_protected_layer_loses_nothing_by_it() -> None:
+    net = chain()
+    net[0].weight[2] = 0  # its neuron is read by a layer that is to stay whole
+    net[4].weight[:, 1] = 0
+    whole = net[2].weight.clone()
+    _, dead = bury(net, (X[:1],), protect=["2"])
+    assert dead == 0
+    assert torch.equal(net[2].weight, whole)
+    assert without_dead(net, (X[:1],), protect=["2"]).model[2].weight.shape == whole.shape
+    assert bury(net, (X[:1],))[1] == 2
+
+
+@torch.no_grad()
 def test_a_layer_that_is_dead_as_a_whole_keeps_a_neuron() -> None:
     net = chain()
     net[2].weight.zero_()

@@ -50,6 +50,8 @@ def test_dropout_falls_with_the_root_of_the_connections_of_the_layer_before_it()
     assert rates == {"3": (0.5, 0.25), "6": (0.4, 0.4)}  # the one before the first layer stays
     set_dropout(model, {name: now for name, (_, now) in rates.items()})
     assert [module.p for module in model if isinstance(module, nn.Dropout)] == [0.1, 0.25, 0.4]
+    del kept["4.weight"]  # protected: the dropout behind it stays, whatever the first layer lost
+    assert dropout_rates(net(), Masks(kept)) == {"3": (0.5, 0.25)}
     with pytest.raises(AerogelError, match="set_dropout: 1 must be a dropout, got Linear"):
         set_dropout(model, {"1": 0.5})
 
@@ -88,11 +90,11 @@ def test_a_scan_goes_by_the_scores_it_is_given() -> None:
     sums: list[float] = []
 
     def evaluate(network: Any) -> float:
-        sums.append(float(network[7].weight.abs().sum()))
+        sums.append(float(network[7].weight.detach().abs().sum()))
         return 0.0
 
     weight_sensitivity(model, evaluate, scores=scores, shares=(0.5,), layers=["7"])
-    assert sums[0] == pytest.approx(float(model[7].weight.abs().sum()) - largest, rel=1e-5)
+    assert sums[0] == pytest.approx(float(model[7].weight.detach().abs().sum()) - largest, rel=1e-5)
     for shares in ((), (0.5, 0.2), (0.0, 0.5), (0.5, 1.0)):
         with pytest.raises(AerogelError, match=r"shares must rise within \(0, 1\)"):
             weight_sensitivity(model, evaluate, shares=shares)
