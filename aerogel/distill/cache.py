@@ -112,8 +112,13 @@ class TeacherCache:
         self._forget()
 
     def check(self, teacher: dict[str, Any]) -> None:
-        """Raises AerogelError unless the folder is this cache's, or is still to be made; as the first batch does."""
+        """Raises AerogelError unless the folder is this cache's, or can still be made; as the first batch does."""
         self._open(teacher)
+        if self._layout is None:
+            above = next(path for path in (self.folder, *self.folder.parents) if os.path.lexists(path))
+            if not above.is_dir():
+                raise AerogelError(f"cache: cannot make {self.folder}, {above} is no folder; name another folder")
+            check_free(self.folder, 1, "teacher outputs")
 
     def members(self, ask: Callable[[Tensor], Tensor], teacher: dict[str, Any], batch: Batch, keep: bool) -> Tensor:
         """The teachers' logits for the batch: (K, n, C). What is not there is asked, and kept.
@@ -126,6 +131,8 @@ class TeacherCache:
         if not keep and (batch.keys is None or self._precision(teacher) != teacher["autocast"]):
             return ask(batch.inputs)
         self._open(teacher)
+        if not keep and not self._of_training(batch):
+            return ask(batch.inputs)
         places, own = self._places(batch), marks(batch.inputs).cpu()
         there = self._lookup(places)
         if not keep and not (there.all() and (self._read(places)["mark"] == own.numpy()).all()):
@@ -162,9 +169,10 @@ class TeacherCache:
             return
         wanted = {**self._for, "teacher": teacher}
         self._owner = hashlib.sha256(_text(wanted).encode()).digest()
+        empty = _is_empty(self.folder)  # before the manifest is looked for, which another process may just be writing
         if (self.folder / MANIFEST).exists():
             self._layout = self._checked(wanted)
-        elif not _is_empty(self.folder):
+        elif not empty:
             raise AerogelError(f"cache: {self.folder} is there and is no cache of teacher outputs; name a new folder")
         self._teacher = teacher
 
@@ -191,9 +199,18 @@ class TeacherCache:
                     f"cache: {self.folder} was made for {what} ({told}); name another folder, or delete this one"
                 )
         try:
-            return Layout(**held["rows"])
-        except TypeError as error:
-            raise AerogelError(f"cache: {self.folder / MANIFEST} is no cache's; name another folder") from error
+            layout = Layout(**held["rows"])
+            whole = layout.record.itemsize > 0 and (layout.kept, layout.top, layout.temperature) == (
+                self.kept, self.top, self.temperature,
+            )  # fmt: skip
+        except (TypeError, KeyError, ValueError):
+            whole = False
+        if not whole:
+            raise AerogelError(
+                f"cache: {self.folder / MANIFEST} is damaged, its rows are of no known form; name another folder, or "
+                "delete this one"
+            )
+        return layout
 
     def _begin(self, logits: Tensor) -> Layout:
         """The layout that the first answer asks for; writes what the folder is for."""
@@ -208,12 +225,22 @@ class TeacherCache:
         check_free(self.folder, need, f"teacher outputs of {self.images * self.passes:,} images")
         wanted = {**self._for, "teacher": self._teacher}
         if not (self.folder / MANIFEST).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise AerogelError(
+                    f"cache: cannot make {self.folder}: {error.strerror}; name another folder"
+                ) from error
             about = {"data": self.name, "images": self.images}
             write_json(self.folder / MANIFEST, {"version": VERSION, "about": about, **wanted, "rows": asdict(layout)})
         return self._checked(wanted)  # another process may have been first
 
     # ------------------------------------------------------------ rows
+
+    def _of_training(self, batch: Batch) -> bool:
+        """Whether the keys may be those of a training batch: another split can have more images than training has."""
+        keys = batch.keys
+        return keys is None or len(keys) == 0 or int(keys.min()) // self.images == int(keys.max()) // self.images
 
     def _places(self, batch: Batch) -> np.ndarray:
         """Of the batch's images in the view's index: int64 (n,). Turns to that view."""

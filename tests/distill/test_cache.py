@@ -341,6 +341,54 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
         trained(tmp_path / "a", PLAIN, DATA)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dtype", "float36"), ("dtype", "float16"), ("classes", "x"), ("members", -1), ("kept", "fp16"), ("extra", 1)],
+)
+def test_a_manifest_whose_rows_are_of_no_known_form_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    trained(tmp_path / "a", PLAIN, DATA, {"kd": 1.0})
+    held = json.loads((tmp_path / "a" / "cache.json").read_text())
+    held["rows"][key] = value
+    (tmp_path / "a" / "cache.json").write_text(json.dumps(held))
+    with pytest.raises(AerogelError, match=r"cache\.json is damaged, its rows are of no known form; name another"):
+        trained(tmp_path / "a", PLAIN, DATA, {"kd": 1.0})
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    cache = TeacherCache(tmp_path / "file" / "a", DATA, PLAIN)
+    with pytest.raises(AerogelError, match=r"cannot make \S+file/a, \S+/file is no folder; name another folder"):
+        cache.check(Teacher(Net(6)).identity("cpu"))
+    with pytest.raises(AerogelError, match=r"cannot make \S+file/a: Not a directory; name another folder"):
+        trained(tmp_path / "file" / "a", PLAIN, DATA)
+
+
+def test_a_manifest_that_another_process_writes_this_moment_is_no_foreign_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come between the look for the manifest and the look at what else lies there, in either order."""
+    trained(tmp_path / "made", PLAIN, DATA)
+    folder, exists = tmp_path / "a", Path.exists
+
+    def then_written(path: Path) -> bool:
+        found = exists(path)
+        if path == folder / "cache.json" and not folder.exists():
+            shutil.copytree(tmp_path / "made", folder)
+        return found
+
+    monkeypatch.setattr(Path, "exists", then_written)
+    cache = TeacherCache(folder, DATA, PLAIN)
+    cache.check(Teacher(Asked()).identity("cpu"))
+
+
+def test_a_split_of_more_images_than_training_has_is_evaluated(tmp_path: Path) -> None:
+    few = dataclasses.replace(DATA, train=DATA.train.subset(slice(0, 9)))
+    teacher = Teacher(Asked(), cache=TeacherCache(tmp_path / "a", few, PLAIN))
+    teacher.answers(next(batches(few, "train", 9)), keep=True)
+    for batch in batches(few, "test", 7):
+        assert torch.equal(teacher.answers(batch, keep=False), teacher.members(batch.inputs))
+
+
 def test_a_full_disk_is_told_before_and_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6000))
