@@ -13,6 +13,7 @@ extra `hf` (transformers). Code that a configuration names is never run.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +96,33 @@ def load_hf(text: str) -> tuple[nn.Module, tuple[float, ...] | None, tuple[float
         raise AerogelError(f"model {text!r} cannot be loaded: {one_line(error)}; is it whole?") from error
     if lacking := sorted(map(str, told["missing_keys"])):
         raise AerogelError(f"model {text!r}: its weights lack {lacking[0]}; train that head, and save it again")
-    file = folder / "preprocessor_config.json"
-    held = read_json(file) if file.is_file() else {}
-    mean, std = (tuple(held[key]) if isinstance(held.get(key), list) else None for key in ("image_mean", "image_std"))
+    mean, std = scale_of(folder / "preprocessor_config.json", getattr(config, "num_channels", 3)) or (None, None)
     return model.eval(), mean, std
+
+
+def scale_of(file: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std of pixels from 0 to 1 by which a preprocessor_config.json has images normalised; None where it is
+    absent or does not say.
+
+    Pixels from 0 to 255 times rescale_factor, then (x - image_mean) / image_std; do_rescale and do_normalize can switch
+    either off. Raises AerogelError for numbers that are none.
+    """
+    held = read_json(file) if file.is_file() else {}
+    if not isinstance(held, dict) or held.get("rescale_offset"):
+        raise AerogelError(f"{file}: such preprocessing is not known; remove it, and say mean and std yourself")
+    plain = held.get("do_normalize") is False
+    found: list[Any] = [0.0, 1.0] if plain else [held.get("image_mean"), held.get("image_std")]
+    if None in found:
+        return None
+    try:
+        factor = 255 * held.get("rescale_factor", 1 / 255) if held.get("do_rescale", True) else 255.0
+        mean, std = (tuple(x / factor for x in (one if isinstance(one, list) else [one] * channels)) for one in found)
+        good = len(mean) == len(std) > 0 and all(map(math.isfinite, mean)) and all(0 < x < math.inf for x in std)
+    except (TypeError, ZeroDivisionError):
+        good = False
+    if not good:
+        raise AerogelError(f"{file}: image_mean and image_std must be numbers, as many of both, std > 0; mend it")
+    return mean, std
 
 
 def hf_inputs(model: nn.Module, given: str | None) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from aerogel.cost import count
 from aerogel.errors import AerogelError
 from aerogel.export import Opened, example_inputs, open_model
+from aerogel.export.hf import scale_of
 from aerogel.graph import capture
 
 TINY = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -214,3 +215,43 @@ def test_without_transformers_it_says_how_to_install_it(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(AerogelError, match=r"^hf: models need transformers, .* `pip install aerogel\[hf\]`$"):
         opened("hf:vit")
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ({"image_mean": [0.5, 0.4], "image_std": [0.25, 0.2]}, ((0.5, 0.4), (0.25, 0.2))),
+        ({"image_mean": 0.5, "image_std": 0.25, "rescale_factor": 0.00392156862745098}, ((0.5, 0.5), (0.25, 0.25))),
+        ({"image_mean": [0.5, 0.4], "image_std": [0.25, 0.2], "do_normalize": False}, ((0.0, 0.0), (1.0, 1.0))),
+        ({"image_mean": [1.0, 1.0], "image_std": [1.0, 1.0], "rescale_factor": 2 / 255}, ((0.5, 0.5), (0.5, 0.5))),
+        ({"image_mean": [51.0, 0.0], "image_std": [255.0, 51.0], "do_rescale": False}, ((0.2, 0.0), (1.0, 0.2))),
+        ({"size": 224}, None),
+        (None, None),
+    ],
+    ids=["plain", "one number", "not normalised", "factor", "not rescaled", "says nothing", "absent"],
+)
+def test_the_normalisation_beside_a_saved_network(held: object, expected: object, tmp_path: Path) -> None:
+    """Each as the image processors of transformers apply it: mean and std of pixels from 0 to 1."""
+    file = tmp_path / "preprocessor_config.json"
+    if held is not None:
+        file.write_text(json.dumps(held))
+    found = scale_of(file, 2)
+    if found is None or expected is None:
+        assert found is expected
+        return
+    for ours, theirs in zip(found, expected, strict=True):  # type: ignore[call-overload]
+        assert ours == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [[], {"image_mean": ["a"], "image_std": [1.0]}, {"image_mean": [0.5], "image_std": [0.0]},
+     {"image_mean": [0.5, 0.5], "image_std": [1.0]}, {"image_mean": [0.5], "image_std": [1.0], "rescale_factor": 0},
+     {"image_mean": [0.5], "image_std": [1.0], "rescale_factor": None}, {"rescale_offset": True}],
+    ids=["list", "text", "zero", "lengths", "factor", "no factor", "offset"],
+)  # fmt: skip
+def test_a_normalisation_that_is_none_is_refused(held: object, tmp_path: Path) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(held))
+    with pytest.raises(AerogelError, match=r"preprocessor_config\.json: .*; (mend it|remove it, and say mean)"):
+        scale_of(file, 1)
