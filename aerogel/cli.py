@@ -183,10 +183,11 @@ def distill(
                "seed": seed, "trust": trust or None, "train": recipe_options(epochs, batch_size, lr),
                "distill": {name: value for name, value in lesson.items() if value is not None}}  # fmt: skip
     if explore_temperature:
-        from aerogel.compress.exploring import STAND_IN, explore, refuse_others
+        from aerogel.compress.exploring import STAND_IN, explore, refuse_others, student_of
 
         refuse_others({"--loss": loss, "--tap": tap, "--mixup": mixup, "--alone": alone, "--cache": cache,
                        "--epochs": epochs, "--batch-size": batch_size, "--lr": lr})  # fmt: skip
+        student = student_of(student, config)
         options["model"] = student or STAND_IN
         emit(*explore(resolve(options, config), student is not None, out, console(json)), json)
         return

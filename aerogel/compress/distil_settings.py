@@ -58,6 +58,8 @@ class Distillation(BaseModel):
             raise ValueError("--teacher is missing; name a trained network, such as a folder that `aerogel train` made")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std of the teacher are given together; add the other one under [distill]")
+        if self.cache is None and (self.cache_kept != "exact" or self.cache_top is not None):
+            raise ValueError("cache_kept and cache_top say what a cache holds; give --cache FOLDER, or leave them out")
         return self
 
     @property

@@ -11,8 +11,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from aerogel.compress.job import open_job
-from aerogel.compress.settings import Settings
+from aerogel.compress.job import lead, open_job
+from aerogel.compress.settings import Settings, read_toml
 from aerogel.compress.teaching import as_one, open_teachers
 from aerogel.compress.worth import heard
 from aerogel.console import Console
@@ -37,6 +37,7 @@ def explore(settings: Settings, student: bool, out: Path | None, console: Consol
             f"--explore-temperature asks one teacher at a time, got {settings.taught_by}: the mean of several is "
             "another at every T; name one"
         )
+    lead(settings, out)
     if out is not None:
         refuse_existing(out, "distill")
     job = open_job(settings, console)
@@ -55,6 +56,12 @@ def explore(settings: Settings, student: bool, out: Path | None, console: Consol
         write_json(temp / DATA, report)
         write_text(temp / PAGE, render(report))
     return {**report, "page": str(folder / PAGE)}, f"{as_text(report)}\n{folder / PAGE}"
+
+
+def student_of(named: str | None, config: Path | None) -> str | None:
+    """The student on the command line, or else in the --config file. Raises AerogelError as `read_toml`."""
+    held = read_toml(config).get("model") if named is None and config else None
+    return held if isinstance(held, str) else named
 
 
 def refuse_others(given: Mapping[str, Any]) -> None:

@@ -51,7 +51,8 @@ PULL = 1.0  # from where batch-norm scales begin, to 0
 
 @dataclass(frozen=True)
 class Job:
-    """opened: the original as the user named it, not yet trained unless it came with weights."""
+    """opened: the original as the user named it, not yet trained unless it came with weights. own_scale: mean and std
+    of the data set itself, where `data` has those of the network's weights; None where it was not asked."""
 
     settings: Settings
     goals: tuple[Goal, ...]
@@ -59,6 +60,7 @@ class Job:
     opened: Opened
     console: Console
     signals: Signals = field(default_factory=Signals)
+    own_scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def example(self) -> tuple[Tensor]:
@@ -211,10 +213,11 @@ def open_job(settings: Settings, console: Console, goals: tuple[Goal, ...] = ())
     if opened.input is not None and tuple(opened.input.shape) != data.input_shape:
         size, found = (",".join(map(str, shape)) for shape in (opened.input.shape, data.input_shape))
         raise AerogelError(f"the saved model reads images of {size}, {data.name} has {found}; pass --input {size}")
+    own = (data.mean, data.std)
     spec = opened.input or _input_of_weights(settings.weights)
     if spec is not None:  # images are normalised as they were when the weights were trained
         data = dataclasses.replace(data, mean=spec.mean, std=spec.std)
-    job = Job(settings, goals, data, opened, console)
+    job = Job(settings, goals, data, opened, console, own_scale=own)
     _check_output(job)
     return job
 

@@ -91,6 +91,11 @@ def open_teachers(job: Job) -> list[One]:
         )
     for one in found:
         _check(job, one)
+    if (given := _given_scale(job)) is not None and all(one.scale != given for one in found):
+        raise AerogelError(
+            f"mean and std under [distill] are for teachers that do not say so themselves, {found[0].name} does: "
+            f"{found[0].scale}; leave them out"
+        )
     return found
 
 
@@ -118,7 +123,10 @@ def _cache(job: Job) -> TeacherCache | None:
 
 
 def _check_cache(job: Job, teacher: Teacher) -> None:
-    """Raises AerogelError when its folder was made for anything else."""
+    """Raises AerogelError when its folder was made for anything else, or cannot hold what is to be kept."""
+    top, classes = job.settings.lesson.cache_top, job.data.num_classes
+    if top is not None and top >= classes:
+        raise AerogelError(f"cache_top must be < {classes}, the classes of {job.data.name}, got {top}; leave it out")
     if teacher.cache is not None:
         how = job.settings.train.autocast
         with torch.autocast("cpu", torch.float16 if how == "fp16" else torch.bfloat16, enabled=how != "none"):
@@ -138,9 +146,14 @@ def some(job: Job) -> Tensor:
     return next(batches(job.data, "train", min(2, len(job.data.train)))).inputs
 
 
+def _given_scale(job: Job) -> Scale | None:
+    lesson = job.settings.lesson
+    return None if lesson.mean is None or lesson.std is None else (lesson.mean, lesson.std)
+
+
 def _open(job: Job, text: str, files: Iterator[str]) -> One:
-    lesson, data, name = job.settings.lesson, job.data, without_folders(text)
-    own = None if lesson.mean is None or lesson.std is None else (lesson.mean, lesson.std)
+    data, name = job.data, without_folders(text)
+    own = _given_scale(job) or job.own_scale  # the student's weights may have brought another one for the batches
     if text.startswith(PREFIX):
         model, mean, std = load_hf(text)
         return One(name, model, own if mean is None or std is None else (mean, std))

@@ -283,15 +283,22 @@ def _checked_options(
             raise AerogelError(
                 f"Distil: options are for losses that are asked for, got {name!r}; {nearest(name, losses)}"
             )
-        known = _with_default(TAKERS[name]) if name in TAKERS else []
-        for key in given:
+        known = _with_default(TAKERS[name]) if name in TAKERS else {}
+        for key, value in given.items():
             if key not in known:
                 raise AerogelError(f"Distil: {name} has no option {key!r}; {nearest(key, known)}")
+            kinds = int if isinstance(known[key], int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise AerogelError(
+                    f"Distil: {key} of {name} must be a {'whole ' if kinds is int else ''}number, got {value!r}; "
+                    f"{known[key]} is usual"
+                )
     return {name: dict(options.get(name, {})) for name in losses}
 
 
-def _with_default(function: Callable[..., Any]) -> list[str]:
-    return [key for key, p in inspect.signature(function).parameters.items() if p.default is not p.empty]
+def _with_default(function: Callable[..., Any]) -> dict[str, float]:
+    """Its options, numbers all of them."""
+    return {key: p.default for key, p in inspect.signature(function).parameters.items() if p.default is not p.empty}
 
 
 def _checked_taps(taps: Mapping[str, Any], losses: Mapping[str, float]) -> dict[str, dict[str, str]]:

@@ -116,6 +116,48 @@ def test_a_teacher_of_hugging_face(tmp_path: Path) -> None:
         load_hf(f"hf:{tmp_path}/hub")
 
 
+def test_a_student_from_another_folder_does_not_change_how_a_silent_teacher_reads_images(
+    teachers: list[Path], tmp_path: Path
+) -> None:
+    """Batches are normalised as the student's weights want it; a factory's teacher still gets the data's own."""
+    (tmp_path / "net.py").write_text(
+        "import torch, aerogel as ag\ndef made():\n    torch.manual_seed(3)\n"
+        "    return ag.nets.build('lenet_300_100', num_classes=10, in_channels=1, input_size=8)\n"
+    )
+    digits = ag.data.load("digits", size=(1, 8, 8))
+    for student in ({}, {"model": str(teachers[1])}):
+        options = {**SMALL, **student, "distill": {"teacher": [f"{tmp_path}/net.py:made"]}}
+        job = open_job(resolve(options, None), Console())
+        school = open_school(job)
+        said = school.teacher(next(batches(job.data, "test", 8)).inputs)
+        with torch.no_grad():
+            own = school.models[0](next(batches(digits, "test", 8)).inputs)
+        torch.testing.assert_close(said, own)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "message"),
+    [
+        (
+            {"mean": [0.3], "std": [0.7]},
+            r"mean and std under \[distill\] are for teachers that do not say so themselves",
+        ),
+        ({"cache_top": 10, "cache": "c"}, "cache_top must be < 10, the classes of digits, got 10; leave it out"),
+        ({"cache_top": 3}, "cache_kept and cache_top say what a cache holds; give --cache FOLDER, or leave them out"),
+        ({"cache_kept": "fp16"}, "cache_kept and cache_top say what a cache holds"),
+        ({"cache": "file/c"}, r"cache: cannot make \S+file/c, \S+/file is no folder"),
+        ({"options": {"kd": {"temperature": "hot"}}}, "temperature of kd must be a number, got 'hot'; 4.0 is usual"),
+        ({"options": {"kd": {"temperature": True}}}, "temperature of kd must be a number, got True"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_in_training_is_refused_at_once(
+    lesson: dict[str, Any], message: str, teachers: list[Path]
+) -> None:
+    Path("file").write_text("mine")
+    with pytest.raises(AerogelError, match=message):
+        open_school(job_of(teachers[1], **lesson))
+
+
 def test_every_loss_has_a_usual_weight_and_labels_share_with_soft_targets() -> None:
     assert USUAL.keys() == set(LOSSES)
     assert parse_losses(["kd,hard"]) == {"kd": 0.9, "hard": 0.1}

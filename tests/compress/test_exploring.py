@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import aerogel as ag
+from aerogel.compress.exploring import student_of
 from aerogel.distill.temperature import TEMPERATURES, moved
 from aerogel.export import InputSpec
 from aerogel.train import HardLabels, Recipe, fit, predict, start
@@ -44,7 +45,9 @@ def test_a_temperature_is_explored(aerogel: Aerogel, teacher: Path, tmp_path: Pa
         assert row["student"] is None
     assert (tmp_path / "a" / "temperature.html").read_text().startswith("<!doctype html>")
 
-    done = aerogel(*words, "--student", "mlp:widths=4", "--temperature", "7", "--json", "--out", str(tmp_path / "b"))
+    (tmp_path / "run.toml").write_text("model = 'mlp:widths=4'\n")  # as every run's config.toml names its student
+    file = ("--config", str(tmp_path / "run.toml"))
+    done = aerogel(*words, *file, "--temperature", "7", "--json", "--out", str(tmp_path / "b"))
     found = json.loads(done.out)
     assert found["page"] == str(tmp_path / "b" / "temperature.html")
     assert [row["temperature"] for row in found["rows"]] == sorted({*TEMPERATURES, 7.0})
@@ -71,6 +74,15 @@ def test_what_does_not_go_with_it(aerogel: Aerogel, teacher: Path, words: list[s
     assert done.code == 1
     assert message in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_the_student_of_a_file_is_the_student(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("model = 'mlp:widths=4'\n")
+    assert student_of(None, tmp_path / "run.toml") == "mlp:widths=4"
+    assert student_of("lenet5", tmp_path / "run.toml") == "lenet5"
+    (tmp_path / "other.toml").write_text("seed = 1\n")
+    assert student_of(None, tmp_path / "other.toml") is None
+    assert student_of(None, None) is None
 
 
 @pytest.mark.slow
