@@ -53,7 +53,7 @@ PARTS = {
 class TeacherCache:
     """The rows in `folder`, which is made when the first is written, for training on `data` by `recipe`.
 
-    kept: "exact", the numbers as the teacher gave them, or "fp16", half the bytes a logit (cache_rows.py tells what that costs).
+    kept: "exact", the numbers as the teacher gave them, or "fp16", in half the bytes (cache_rows.py tells the cost).
     top: keep the so many largest logits alone, for losses at the one `temperature`.
     asked, found: images of training that the teacher was asked for, and that it was not.
     Raises AerogelError for a bad argument. What the folder was made for is compared at the first batch.
