@@ -24,7 +24,7 @@ from runs import JOB, Finished, digest, right, weights
 from safetensors.torch import load_file
 
 from aerogel import data
-from aerogel.compress.settings import Settings
+from aerogel.compress.settings import TABLES, Settings
 from aerogel.export import load
 
 Aerogel = Callable[..., Any]
@@ -138,7 +138,7 @@ def test_every_stage_has_its_seconds_and_the_training_its_curves(finished: Finis
 
 def test_its_config_has_every_option(finished: Finished) -> None:
     text = (finished.path / "config.toml").read_text()
-    for option in Settings.model_fields.keys() - {"train", "weights", "input", "data_root"}:
+    for option in Settings.model_fields.keys() - {*TABLES, "weights", "input", "data_root"}:
         assert re.search(rf"^{option} = ", text, re.MULTILINE), option
     assert "epochs = 40.0" in text
 

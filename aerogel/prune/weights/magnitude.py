@@ -38,7 +38,7 @@ def quality_of(weight: Tensor, sparsity: float) -> float:
     count = round(sparsity * len(sizes))
     if not count or len(sizes) < 2:
         return 0.0
-    edge = sizes[count - 1 : count + 1].double().mean()
+    edge = 2 * sizes[-1].double() if count == len(sizes) else sizes[count - 1 : count + 1].double().mean()
     return float(edge / _std(weight).double().clamp_min(torch.finfo(torch.double).tiny))
 
 
