@@ -104,6 +104,7 @@ class Watch:
             and isinstance(arguments[1], str)
             and set(arguments[1]) & set("wax+")
             and arguments[0] != os.devnull
+            and not str(arguments[0]).startswith(f"{os.environ['XDG_CACHE_HOME']}/huggingface/")  # its copy of a set
         ):
             self.found.append(f"open {arguments[0]!r} to write")
         own = event == "shutil.rmtree" and str(arguments[0]).startswith(f"{tempfile.gettempdir()}/tmp")
@@ -144,11 +145,12 @@ def problem(slot: str, path: Path, work: Path, watch: Watch, aerogel: Aerogel) -
     gone = [canary for canary in (work / bombs.CANARY, path.parent / bombs.CANARY) if canary.exists()]
     for canary in gone:
         canary.unlink()
+    listed = slot.startswith("data check") and outcome.code == 2  # what that verb does with files it cannot use
     for name, wrong in {
         "executed": gone or watch.found,
         "left files": left,
-        "was not refused": outcome.code != 1,
-        "said more than a line": outcome.err.count("\n") != 1 or not outcome.err.startswith("error: "),
+        "was not refused": outcome.code != 1 and not listed,
+        "said more than a line": not listed and (outcome.err.count("\n") != 1 or not outcome.err.startswith("error: ")),
         "was not foreseen": "unexpected" in outcome.err or "Traceback" in outcome.err + outcome.out,
         "controls the terminal": ESCAPES.search(outcome.out + outcome.err),
         "tells a secret": "root:" in outcome.out + outcome.err,
