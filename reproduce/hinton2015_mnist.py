@@ -10,7 +10,7 @@ Networks that choose something are trained on "fit"; with what they chose others
 - teacher: 784-1200-1200-10, dropout 0.5, max-norm, images moved by up to 2 pixels; trained twice, from the rate's peak
   to 0 (teacher_first), and from there once more. Students share the teacher of seed 0.
 - student_hard: 784-800-800-10 on the labels alone. student_soft_T20: the same on the teacher's soft targets at
-  T = 20 alone, images not moved. grid_*: widths and temperatures, on validation.
+  T = 20 alone, images not moved; _longer: 160 epochs instead of 40. grid_*: widths and temperatures, on validation.
 - no_threes, only_7_8: soft targets without 3s, of 7s and 8s alone. bias_validation: the omitted class's bias (those of
   7 and 8) moved by what is best on validation for one network of "fit"; bias_test: as in the paper, by what is best on
   the test images, which no one may know.
@@ -153,8 +153,9 @@ class Job:
     runs: Path = ROOT / "runs" / "hinton2015_mnist"
     teacher_first: Recipe = field(default_factory=lambda: recipe(60, 0.3))
     teacher: Recipe = field(default_factory=lambda: recipe(100, 0.3))
-    hard: Recipe = field(default_factory=lambda: recipe(15, 0.1))
+    hard: Recipe = field(default_factory=lambda: recipe(15, 0.001, optimizer="adamw"))
     soft: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
+    soft_longer: Recipe = field(default_factory=lambda: recipe(160, 0.002, optimizer="adamw"))
     grid: Recipe = field(default_factory=lambda: recipe(8, 0.002, optimizer="adamw"))
     cnn: Recipe = field(default_factory=lambda: recipe(5, 0.1, batch_size=125, weight_decay=1e-4))
     best: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
@@ -202,6 +203,8 @@ def make(job: Job, row: str, seed: int, part: str, checkpoint: Path) -> Net:
         if row in OMITTED:
             classes, out = OMITTED[row]
             kept = torch.isin(labels, torch.tensor([c for c in classes if c not in out]))
+        elif row == "student_soft_T20_longer":
+            settings = job.soft_longer
         elif row != "student_soft_T20":
             units, temperature, settings = *grid_cell(row), job.grid
             width = f"{units}-{units}"
@@ -373,6 +376,7 @@ ROWS = (
     "teacher",
     "student_hard",
     "student_soft_T20",
+    "student_soft_T20_longer",
     "no_threes",
     "only_7_8",
     "cnn",
