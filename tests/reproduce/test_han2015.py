@@ -59,6 +59,7 @@ def test_the_papers_shares_are_kept_in_rounds_and_the_file_is_small(script: Modu
     assert "bytes" not in held(script)["lenet_300_100_dense"]
 
 
+@pytest.mark.slow
 def test_every_rung_starts_from_the_one_before_and_is_as_sparse_as_it_says(script: ModuleType, job: Any) -> None:
     script.ladder_rows(job, 0)
     rows = held(script)
