@@ -10,6 +10,8 @@ fixed teacher (Beyer et al. 2022, arXiv:2106.05237: 78.1 instead of 81.2 % after
 inputs' own mark is kept too, and compared whenever a row is read.
 
 The folder: cache.json says what it was made for (data, views, teacher, what is kept); anything else is refused by name.
+It also holds what the teacher said of two images of noise, and every run asks that once more: code, plain numbers and
+libraries, which no hash of weights shows, would make another teacher too.
 views/EPOCH/*.rows, a file a process, that only grow (cache_rows.py): several processes, a run that was killed, and two
 runs at once add to one cache. Files are mapped, and their sha256 compared when they are first read. In memory: 12
 bytes an image.
@@ -43,11 +45,18 @@ from aerogel.train.recipe import Recipe
 VERSION = 1
 KEPT = ("exact", "fp16")
 MANIFEST = "cache.json"
+CLOSE = 0.02  # of the largest logit: a probe's answer by another machine, or in bf16
 SECONDS = 30.0  # of rows that a loss of power may take
 PARTS = {
     "data": "another data set", "views": "another augmentation, seed or batch size", "teacher": "another teacher",
     "kept": "another format",
 }  # fmt: skip
+
+
+def probe(inputs: Tensor) -> Tensor:
+    """Two images of noise, always the same, as the inputs are: (n, ...) -> (2, ...)."""
+    noise = torch.randn((2, *inputs.shape[1:]), generator=torch.Generator().manual_seed(0))
+    return noise.to(inputs)
 
 
 class TeacherCache:
@@ -98,13 +107,14 @@ class TeacherCache:
         self._layout: Layout | None = None
         self._owner = b""
         self._teacher: dict[str, Any] | None = None
+        self._probed = False
         self._view = -1
         self._mine: Path | None = None
         self._written, self._synced = False, 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """To another process, or a copy: the same question, nothing opened."""
-        own = ("_layout", "_owner", "_teacher", "_view", "_mine", "_written", "_synced", "_index")
+        own = ("_layout", "_owner", "_teacher", "_probed", "_view", "_mine", "_written", "_synced", "_index")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
@@ -131,6 +141,8 @@ class TeacherCache:
         if not keep and (batch.keys is None or self._precision(teacher) != teacher["autocast"]):
             return ask(batch.inputs)
         self._open(teacher)
+        if self._layout is not None and not self._probed:
+            self._check_probe(ask(probe(batch.inputs)))
         if not keep and not self._of_training(batch):
             return ask(batch.inputs)
         places, own = self._places(batch), marks(batch.inputs).cpu()
@@ -174,14 +186,26 @@ class TeacherCache:
             self._layout = self._checked(wanted)
         elif not empty:
             raise AerogelError(f"cache: {self.folder} is there and is no cache of teacher outputs; name a new folder")
-        self._teacher = teacher
+        self._teacher, self._probed = teacher, False
+
+    def _check_probe(self, said: Tensor) -> None:
+        """Raises AerogelError where the teacher answers otherwise than when the folder was made."""
+        held = torch.tensor(self._held()["probe"], dtype=said.dtype, device=said.device)
+        far = float((said - held).abs().max()) if said.shape == held.shape else math.inf
+        if not far <= CLOSE * float(held.abs().max()):
+            raise AerogelError(
+                f"cache: the teacher has the weights with which {self.folder} was made and answers otherwise (logits "
+                f"differ by {far:.3g}): its code or its settings have changed; name another folder, or delete this one"
+            )
+        self._probed = True
 
     def _held(self) -> dict[str, Any]:
         """The manifest. Raises AerogelError where it is none."""
         path = self.folder / MANIFEST
         held = read_json(path)
         parts = [*PARTS, "rows"]
-        if not isinstance(held, dict) or any(not isinstance(held.get(part), dict) for part in parts):
+        whole = isinstance(held, dict) and isinstance(held.get("probe"), list)
+        if not whole or any(not isinstance(held.get(part), dict) for part in parts):
             raise AerogelError(f"cache: {path} is no cache's; name another folder")
         if held.get("version") != VERSION:
             raise AerogelError(f"cache: {path} is of version {held.get('version')}, not {VERSION}; name another folder")
@@ -212,7 +236,7 @@ class TeacherCache:
             )
         return layout
 
-    def _begin(self, logits: Tensor) -> Layout:
+    def _begin(self, logits: Tensor, probed: Tensor) -> Layout:
         """The layout that the first answer asks for; writes what the folder is for."""
         members, _, classes = logits.shape
         if self.top is not None and self.top >= classes:
@@ -232,7 +256,8 @@ class TeacherCache:
                     f"cache: cannot make {self.folder}: {error.strerror}; name another folder"
                 ) from error
             about = {"data": self.name, "images": self.images}
-            write_json(self.folder / MANIFEST, {"version": VERSION, "about": about, **wanted, "rows": asdict(layout)})
+            write_json(self.folder / MANIFEST, {"version": VERSION, "about": about, **wanted,
+                                                  "rows": asdict(layout), "probe": probed.tolist()})  # fmt: skip
         return self._checked(wanted)  # another process may have been first
 
     # ------------------------------------------------------------ rows
@@ -290,7 +315,8 @@ class TeacherCache:
         some = missing.to(batch.inputs.device)
         logits = ask(batch.inputs[some] if there.any() else batch.inputs)
         if self._layout is None:
-            self._layout = self._begin(logits)
+            self._layout = self._begin(logits, ask(probe(batch.inputs)))
+            self._probed = True
         now = (logits.shape[0], logits.shape[2], str(logits.dtype).removeprefix("torch."))
         if now != (self._layout.members, self._layout.classes, self._layout.dtype):
             raise AerogelError(f"cache: {self.folder} holds {self._layout}, the teacher gives {now}; name another one")
