@@ -51,6 +51,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def small_numbers() -> None:
+    """Code that torch.compile builds may leave the processor flushing them to zero, for whoever comes after."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was measured of this machine is not the tests' business, nor theirs the machine's."""
