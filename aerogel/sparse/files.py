@@ -121,6 +121,8 @@ def read(path: Path) -> Coded:
         raise AerogelError(f"{path} holds other types than bytes ({one_line(error)}); it is corrupt") from error
     coded: dict[str, bytes] = {}
     for name, row in rows.items():
+        if row.dtype.isbuiltin != 1:  # numpy has such a type after all where ml_dtypes was imported
+            raise AerogelError(f"{path} holds other types than bytes ({row.dtype}); it is corrupt")
         data = row.tobytes()
         if row.dtype != np.uint8 or row.ndim != 1 or zlib.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
             raise AerogelError(f"{path}: {name} does not match its checksum; it is corrupt")
