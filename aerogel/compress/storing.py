@@ -14,8 +14,8 @@ from aerogel.compress.job import Job, open_job
 from aerogel.compress.settings import Settings
 from aerogel.console import Console
 from aerogel.errors import AerogelError, nearest
-from aerogel.export import open_model, read_config, save
-from aerogel.export.saved import CONFIG, WEIGHTS
+from aerogel.export import open_model, read_config, save, saved_folder
+from aerogel.export.saved import WEIGHTS
 from aerogel.files import refuse_existing
 from aerogel.stats import accuracy_interval
 from aerogel.train import accuracy, predict
@@ -121,7 +121,7 @@ def _counted(net: nn.Module) -> dict[str, int]:
 
 def _known(source: str) -> dict[str, Any]:
     """What the saved folder that the weights are from knows of them beside the weights."""
-    folder = next((f for f in (Path(source), Path(source) / "model") if (f / CONFIG).is_file()), None)
+    folder = saved_folder(source)
     if folder is None:
         return {}
     config = read_config(folder)

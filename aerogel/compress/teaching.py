@@ -16,7 +16,7 @@ from aerogel.data import batches
 from aerogel.distill import Distil, Teacher, TeacherCache
 from aerogel.distill.teachers import Scale, logits_of
 from aerogel.errors import AerogelError
-from aerogel.export import load_hf, open_model, read_config
+from aerogel.export import load_hf, open_model, read_config, saved_folder
 from aerogel.export.hf import PREFIX
 from aerogel.export.saved import CONFIG
 from aerogel.imports import one_line
@@ -177,7 +177,7 @@ def _open(job: Job, text: str, files: Iterator[str]) -> One:
 
 def _check_classes(job: Job, text: str) -> None:
     """Raises AerogelError when a saved teacher was trained to tell other classes apart, or in another order."""
-    folder = next((path for path in (Path(text), Path(text) / "model") if (path / CONFIG).is_file()), None)
+    folder = saved_folder(text)
     held = tuple(read_config(folder).classes) if folder else ()
     if len(held) == job.data.num_classes and held != job.data.classes:
         at = next(i for i, (a, b) in enumerate(zip(held, job.data.classes, strict=True)) if a != b)

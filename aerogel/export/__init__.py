@@ -7,6 +7,7 @@ from aerogel.export.models import example_inputs as example_inputs
 from aerogel.export.models import input_of as input_of
 from aerogel.export.models import open_counted as open_counted
 from aerogel.export.models import open_model as open_model
+from aerogel.export.models import saved_folder as saved_folder
 from aerogel.export.models import split_source as split_source
 from aerogel.export.saved import Config as Config
 from aerogel.export.saved import InputSpec as InputSpec

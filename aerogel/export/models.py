@@ -134,11 +134,15 @@ def _from_hugging_face(text: str, weights: str | None, counting: bool) -> Opened
     return Opened(open_hf(text), None, False, weightless=True)
 
 
+def saved_folder(source: str | Path) -> Path | None:
+    """The saved folder that these words are, or that a run folder has as its result."""
+    return next((path for path in (Path(source), Path(source) / "model") if (path / CONFIG).is_file()), None)
+
+
 def _from_folder(text: str, trust: bool) -> Opened:
-    if not (Path(text) / CONFIG).exists() and (Path(text) / "model" / CONFIG).exists():
-        text = str(Path(text) / "model")  # a run folder: its result
-    config = read_config(text)
-    return Opened(load(text, trust=trust), config.factory, True, config.input)
+    folder = saved_folder(text) or text
+    config = read_config(folder)
+    return Opened(load(folder, trust=trust), config.factory, True, config.input)
 
 
 def _from_zoo(text: str, input_shape: tuple[int, int, int] | None, num_classes: int | None) -> nn.Module:
