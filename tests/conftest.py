@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import io
 import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +45,29 @@ def _module(name: str, path: Path) -> ModuleType:
 def benchmark_script() -> Callable[[str], ModuleType]:
     """Loads benchmarks/NAME.py."""
     return lambda name: _module(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+
+
+def _as_ranks(script: Path, ranks: int, *words: object) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    places = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), *map(str, words)]
+    children = [
+        subprocess.Popen(
+            command, env={**os.environ, **places, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    for child in children:
+        _, err = child.communicate(timeout=300)
+        assert child.returncode == 0, err
+
+
+@pytest.fixture(scope="session")
+def as_ranks() -> Callable[..., None]:
+    """as_ranks(SCRIPT, RANKS, *WORDS): the script in so many processes, as torchrun would start them, to their end."""
+    return _as_ranks
 
 
 @pytest.fixture(autouse=True, scope="session")

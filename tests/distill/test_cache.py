@@ -8,9 +8,7 @@ import math
 import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -440,33 +438,19 @@ def test_a_full_disk_is_told_before_and_while(tmp_path: Path, monkeypatch: pytes
     assert again.cache.asked == 0
 
 
-def processes(folder: Path, ranks: int) -> list[dict[str, Any]]:
+def processes(as_ranks: Callable[..., None], folder: Path, ranks: int) -> list[dict[str, Any]]:
     """The script in so many processes: what each rank found."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    places = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    script = str(Path(__file__).with_name("cache_ranks.py"))
-    children = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder)], env={**os.environ, **places, "RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    for child in children:
-        _, err = child.communicate(timeout=300)
-        assert child.returncode == 0, err
+    as_ranks(Path(__file__).with_name("cache_ranks.py"), ranks, folder)
     return [json.loads((folder / f"ranks{ranks}-rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_each_process_writes_its_rows_and_reads_all(tmp_path: Path) -> None:
+def test_each_process_writes_its_rows_and_reads_all(tmp_path: Path, as_ranks: Callable[..., None]) -> None:
     """Other rows in the second epoch, without augmentation; and one process goes on with what two have made."""
     live = trained(None, RECIPE, DATA)[0]
-    first, second = processes(tmp_path, 2), processes(tmp_path, 2)
-    alone = processes(tmp_path, 1)
+    first, second = processes(as_ranks, tmp_path, 2), processes(as_ranks, tmp_path, 2)
+    alone = processes(as_ranks, tmp_path, 1)
     images: list[Tensor] = [torch.tensor([rank["images"] for rank in run]) for run in (first, second, alone)]
     assert int(images[0].sum()) in range(N, N + 11)  # each tries the images' order in memory on three, and two of noise
     assert images[1].tolist() == [2, 2]

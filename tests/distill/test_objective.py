@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,24 +213,12 @@ def test_under_autocast_the_losses_are_in_single_precision() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in [*student.parameters(), *made.parameters()])
 
 
-def processes(folder: Path, ranks: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def processes(
+    as_ranks: Callable[..., None], folder: Path, ranks: int
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """The script in so many processes: rank 0's losses of each step, and what is trained, equal in all."""
     folder.mkdir()
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    places = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    script = str(Path(__file__).with_name("distil_ranks.py"))
-    children = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder)], env={**os.environ, **places, "RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    for child in children:
-        _, err = child.communicate(timeout=300)
-        assert child.returncode == 0, err
+    as_ranks(Path(__file__).with_name("distil_ranks.py"), ranks, folder)
     tensors = [load_file(folder / f"rank{rank}.safetensors") for rank in range(ranks)]
     for other in tensors[1:]:
         assert all(torch.equal(tensor, other[key]) for key, tensor in tensors[0].items()), "the ranks have parted"
@@ -242,9 +227,9 @@ def processes(folder: Path, ranks: int) -> tuple[list[dict[str, float]], dict[st
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tmp_path: Path, as_ranks: Callable[..., None]) -> None:
     """Every loss, also those on relations between the samples of the whole batch; and all that is trained."""
-    (one, tensors), (two, found) = processes(tmp_path / "one", 1), processes(tmp_path / "two", 2)
+    (one, tensors), (two, found) = processes(as_ranks, tmp_path / "one", 1), processes(as_ranks, tmp_path / "two", 2)
     for ours, theirs in zip(two, one, strict=True):
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=1e-6), name

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,32 +31,19 @@ class Told(NamedTuple):
     ranks: list[dict[str, Any]]  # what each process wrote
 
 
-def run(folder: Path, ranks: int, *names: str) -> Told:
+def run(as_ranks: Callable[..., None], folder: Path, ranks: int, *names: str) -> Told:
     """The script in so many processes, as torchrun would start them."""
     folder.mkdir()
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    places = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, folder, *names], env={**os.environ, **places, "RANK": str(rank)},
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    for child in children:
-        _, err = child.communicate(timeout=300)
-        assert child.returncode == 0, err
+    as_ranks(SCRIPT, ranks, folder, *names)
     return Told(folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)])
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Told]:
+def both(tmp_path_factory: pytest.TempPathFactory, as_ranks: Callable[..., None]) -> tuple[Told, Told]:
     """(one process, three of them) on the same jobs: 41 and 40 rows are no multiples of three."""
     base = tmp_path_factory.mktemp("ranks")
     names = (*SAME, *MORE)
-    return run(base / "one", 1, *names), run(base / "three", 3, *names)
+    return run(as_ranks, base / "one", 1, *names), run(as_ranks, base / "three", 3, *names)
 
 
 @pytest.mark.parametrize("name", SAME)
