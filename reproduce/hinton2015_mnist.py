@@ -152,7 +152,7 @@ class Job:
     digits: Digits
     runs: Path = ROOT / "runs" / "hinton2015_mnist"
     teacher_first: Recipe = field(default_factory=lambda: recipe(60, 0.3))
-    teacher: Recipe = field(default_factory=lambda: recipe(100, 0.3))
+    teacher: Recipe = field(default_factory=lambda: recipe(300, 0.3))
     hard: Recipe = field(default_factory=lambda: recipe(15, 0.001, optimizer="adamw"))
     soft: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
     soft_longer: Recipe = field(default_factory=lambda: recipe(160, 0.002, optimizer="adamw"))

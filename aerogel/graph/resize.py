@@ -205,6 +205,6 @@ def sliced(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     for dim, index in enumerate(kept):
         if index is not None:
             data = data.index_select(dim, index.to(data.device))
-    if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        data = data.contiguous(memory_format=torch.channels_last)
+    if data.ndim == 4 and tensor.stride(1) == 1 and tensor.is_contiguous(memory_format=torch.channels_last):
+        data = data.to(memory_format=torch.channels_last)
     return data

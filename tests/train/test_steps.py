@@ -359,8 +359,10 @@ def test_convolutions_train_channels_last_and_come_back_as_they_were() -> None:
     state = start(net, HardLabels(), data, recipe())
     assert state.channels_last
     assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[0].weight.stride() == (9, 1, 3, 1)  # and not (9, 9, 3, 1), the same bytes: the convolution goes by it
     assert fit(state, data) is net
     assert all(p.is_contiguous() for p in net.parameters())
+    assert net[0].weight.stride() == (9, 9, 3, 1)
 
 
 @pytest.mark.parametrize("autocast", ["none", "bf16"])
