@@ -55,7 +55,10 @@ def write(tensors: Mapping[str, Tensor], path: Path) -> dict[str, bytes]:
 
 def _proved(name: str, tensor: Tensor) -> bytes:
     """The coded tensor, after it was decoded again and found the same."""
-    data = codec.encode(tensor)
+    try:
+        data = codec.encode(tensor)
+    except AerogelError as error:
+        raise AerogelError(f"{error} ({name})") from error
     if not codec.same(codec.decode(data), tensor):
         raise AerogelError(f"sparse: {name} does not come back as it was; save it without sparse, and report this")
     return data
@@ -90,8 +93,11 @@ class Coded(Mapping[str, Header]):
     def decode(self) -> dict[str, Tensor]:
         """All of them, one after the other; each time what was coded is let go.
 
-        Raises AerogelError naming file and tensor when it is damaged, or when this machine's memory is too small.
+        Raises AerogelError naming file and tensor when it is damaged, when this machine's memory is too small, or the
+        second time.
         """
+        if len(self._coded) < len(self):
+            raise AerogelError(f"{self.path} was decoded before, and what was coded is let go; read it again")
         need, have = sum(header.dense_bytes for header in self.values()), _memory()
         if need + max((header.working_bytes for header in self.values()), default=0) > have:
             raise AerogelError(

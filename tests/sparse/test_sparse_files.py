@@ -118,6 +118,19 @@ def test_a_name_of_two_lines_is_refused() -> None:
         write({"a\nb": torch.ones(3)}, Path("x.safetensors"))
 
 
+def test_a_type_that_cannot_be_coded_is_named_with_its_tensor() -> None:
+    with pytest.raises(AerogelError, match=r"a tensor of torch\.complex64 cannot be coded.* \(phases\)$"):
+        write({"phases": torch.zeros(2, dtype=torch.complex64)}, Path("it.safetensors"))
+
+
+def test_it_is_decoded_once() -> None:
+    write({"w": torch.zeros(3)}, Path("it.safetensors"))
+    coded = read(Path("it.safetensors"))
+    coded.decode()
+    with pytest.raises(AerogelError, match=r"it\.safetensors was decoded before.*read it again"):
+        coded.decode()
+
+
 def test_a_tensor_that_would_not_come_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.codec, "decode", lambda data: torch.zeros(3))
     with pytest.raises(AerogelError, match=r"^sparse: w does not come back as it was"):
