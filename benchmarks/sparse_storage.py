@@ -1,10 +1,11 @@
 """What a pruned network's file takes: ours beside the others, and the entropy bound. Han et al. 2016, arXiv:1510.00149.
 
     python benchmarks/sparse_storage.py [--epochs 1] [--densities 1 0.5 0.2 0.08 0.03 0.01] [--bits 5] [--big 100]
-        [--only rows|big]
+        [--only rows|big] [--nets FOLDER ...]
 
 LeNet-300-100 and LeNet-5 are trained a little on MNIST ($AEROGEL_DATA), pruned by magnitude in one ranking and trained
-again; then their weights share 2^bits values. For each density, bytes of
+again; --nets: these saved networks of MNIST are taken instead, as those that reproduce/han2015_mnist.py keeps. Then
+their weights share 2^bits values. For each, bytes of
 - ours, values as they are (lossless) and shared, the whole file with its header; of the shared ones also
 - safetensors; safetensors + zstandard -19 (also of what we call lossless);
 - coordinates: torch's COO with int64 indices, and float32 values;
@@ -96,12 +97,13 @@ def bound(net: nn.Module) -> float:
     return sum(map(iid_bits, net.state_dict().values())) / 8
 
 
-def row(name: str, data: Any, net: nn.Module, density: float, bits: int) -> dict[str, Any]:
-    shared = copy.deepcopy(net)
+def row(name: str, data: Any, net: nn.Module, bits: int) -> dict[str, Any]:
+    shared, masks = copy.deepcopy(net), Masks.of(net)
     share(shared, bits)
     lossless, lossless_ms = file_bytes(net, True)
     ours, ms = file_bytes(shared, True)
-    found = {"net": name, "density": density, "kept": sum(int(w.count_nonzero()) for w in net.parameters()),
+    found = {"net": name, "density": masks.survivors / masks.weights,
+             "kept": sum(int(w.count_nonzero()) for w in net.parameters()),
              "top1": accuracy(net, data, "test"), "top1_shared": accuracy(shared, data, "test"),
              "lossless": lossless, "lossless_ms": lossless_ms, "zstd_of_lossless": others(net, 32)["zstd"],
              "ours": ours, "decode_ms": ms, "bound": bound(shared), **others(shared, bits)}  # fmt: skip
@@ -146,7 +148,7 @@ def table(found: dict[str, Any]) -> str:
         over = 100 * (one["ours"] / one["bound"] - 1)
         sizes = " | ".join(f"{one[key] / 1e3:,.1f}" for key in ("bitmask", "zstd", "coo", "safetensors"))
         lines.append(
-            f"| {one['net']} | {100 * one['density']:g} % | {one['top1']:.2f} % | {one['top1_shared']:.2f} % "
+            f"| {one['net']} | {100 * one['density']:.2g} % | {one['top1']:.2f} % | {one['top1_shared']:.2f} % "
             f"| **{one['ours'] / 1e3:,.1f}** | {over:+.1f} % | {sizes} | {one['decode_ms']:.0f} ms "
             f"| {one['lossless'] / 1e3:,.1f} | {one['zstd_of_lossless'] / 1e3:,.1f} |"
         )
@@ -175,13 +177,16 @@ def put(found: dict[str, Any]) -> None:
 def measure_rows(given: argparse.Namespace, found: dict[str, Any]) -> None:
     data = ag.data.load("mnist")
     found |= {"bits": given.bits, "rows": []}
-    for name in NETS:
+    for folder in given.nets:
+        found["rows"].append(row("/".join(folder.parts[-2:]), data, ag.load(folder), given.bits))
+        keep("rows", found)
+    for name in () if given.nets else NETS:
         torch.manual_seed(0)
         net = trained(ag.nets.build(name), data, given.epochs)
         for density in sorted(given.densities, reverse=True):  # each from the one before
             masks = largest(net, density)
             net = trained(net, data, given.epochs, masks, lr=0.02) if density < 1 else net
-            found["rows"].append(row(name, data, net, density, given.bits))
+            found["rows"].append(row(name, data, net, given.bits))
             keep("rows", found)
 
 
@@ -206,6 +211,7 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=[1, 0.5, 0.2, 0.08, 0.03, 0.01])
     parser.add_argument("--bits", type=int, default=5)
     parser.add_argument("--big", type=int, default=100, help="millions of weights")
+    parser.add_argument("--nets", type=Path, nargs="+", default=[], help="saved networks instead")
     parser.add_argument("--only", choices=("rows", "big"), help="that half; the other stays as it was measured")
     parser.add_argument("--table", action="store_true", help="only the table, from what was measured before")
     given = parser.parse_args()

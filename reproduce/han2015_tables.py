@@ -6,11 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pictures import lines as lines_of
 from results import rows
 
 RESULTS = Path(__file__).parent / "results" / "han2015_mnist.json"
-NETS = {"lenet_300_100": "LeNet-300-100", "lenet5": "LeNet-5 (Caffe's)"}
-PAPER = {"lenet_300_100": (1.64, 1.59, 12, 27), "lenet5": (0.80, 0.77, 12, 44)}  # errors, ratio, KB of Deep Compression
+NETS = {
+    "lenet_300_100": "LeNet-300-100",
+    "lenet5": "LeNet-5 (Caffe's)",
+    "alexnet": "AlexNet, a quarter as wide, Fashion-MNIST",
+}
+PAPER = {  # rows; errors; bytes with Deep Compression
+    "lenet_300_100": (("dense", "1.64 %"), ("12x", "1.59 % at 12x; 27 KB")),
+    "lenet5": (("dense", "0.80 %"), ("12x", "0.77 % at 12x; 44 KB")),
+    "alexnet": (("dense", "ImageNet: 42.78 %"), ("9x", "ImageNet: 42.77 % at 9x; 6.9 MB of 240")),
+}
 
 
 def _held() -> dict[str, dict[str, Any]]:
@@ -43,14 +52,15 @@ def paper_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, title in NETS.items():
-        whole, pruned, ratio, kilobytes = PAPER[name]
-        for row, what, paper in (("dense", "whole", f"{whole:.2f} %"),
-                                 ("12x", "pruned", f"{pruned:.2f} % at {ratio}x; {kilobytes} KB")):  # fmt: skip
+        for row, paper in PAPER[name]:
             one = held.get(f"{name}_{row}")
             if one is not None:
+                what, kinds = "whole" if row == "dense" else "pruned", ""
+                if row != "dense" and "conv_ratio" in one:
+                    kinds = f" (convolutions x{one['conv_ratio']:.1f}, linear layers x{one['fc_ratio']:.1f})"
                 lines.append(
-                    f"| {title}, {what} | {_by_seed(one)} | {_error(one)} | {one['kept']:,.0f} | x{one['ratio']:.1f} "
-                    f"| {_bytes(one, 'bytes')} | {paper} |"
+                    f"| {title}, {what} | {_by_seed(one)} | {_error(one)} | {one['kept']:,.0f} "
+                    f"| x{one['ratio']:.1f}{kinds} | {_bytes(one, 'bytes')} | {paper} |"
                 )
     return "\n".join([*lines, "", _signed(held)]) if len(lines) > 2 else "Not measured yet."
 
@@ -90,6 +100,21 @@ def tradeoff_table() -> str:
             shown = " | ".join(_error(cell) if cell else "" for cell in cells)
             lines.append(f"| {norm.upper()}, {title} | {shown} |")
     return "\n".join([*lines, "", _signed(held)])
+
+
+def tradeoff_picture() -> str | None:
+    """Figure 5 as SVG: test error against how many times fewer weights are left; bars of a standard deviation."""
+    ways = {"none": "as pruned", "once": "once", "iterative": "step by step"}
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for key, row in _held().items():
+        if match := re.fullmatch(r"lenet_300_100_tradeoff_(l[12])_(\w+)_([\d.]+)", key):
+            name = f"{match[1].upper()}, {ways[match[2]]}"
+            fewer = float(f"{1 / float(match[3]):.2g}")
+            series.setdefault(name, []).append((fewer, row["mean"], row["sd"] or 0.0))
+    if not series:
+        return None
+    series = {name: sorted(points) for name, points in sorted(series.items())}
+    return lines_of(series, "weights over weights kept", "% errors on test")
 
 
 def sensitivity_table() -> str:

@@ -36,7 +36,7 @@ from aerogel.train import HardLabels, Recipe, accuracy, fit, start
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduce" / "results" / "kd_students.json"
-IMAGES, EPOCHS, SIDE = 10_000, 3.0, 16
+IMAGES, EPOCHS, SIDE = 5_000, 4.0, 16
 TEACHER = "resnet20"
 STUDENTS = {
     "mobilenet_v2": "mobilenet_v2:width=0.5",
@@ -65,7 +65,7 @@ LOSSES: dict[str, dict[str, float]] = {
 class Job:
     """Budgets, and where teachers are kept."""
 
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=EPOCHS, autocast="bf16"))
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=EPOCHS, batch_size=64))
     images: int = IMAGES
     runs: Path = ROOT / "runs" / "kd_students"
     given: Dataset | None = field(default=None, compare=False)

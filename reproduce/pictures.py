@@ -29,7 +29,7 @@ def lines(series: Mapping[str, Sequence[Point]], x_title: str, y_title: str) -> 
     parts = [_text(across(x), HEIGHT - BOTTOM + 18, f"{x:g}") for x in ticks]
     for mark in marks:
         parts.append(_line(LEFT, down(mark), WIDTH - RIGHT, down(mark), "#dddddd"))
-        parts.append(_text(LEFT - 8, down(mark) + 4, f"{mark:.0f}", "end"))
+        parts.append(_text(LEFT - 8, down(mark) + 4, f"{mark:.0f}" if mark >= 100 else f"{mark:.2g}", "end"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_title))
     parts.append(f'<g transform="translate(14 {HEIGHT / 2}) rotate(-90)">{_text(0, 0, y_title)}</g>')
     for (name, one), colour in zip(series.items(), COLOURS, strict=False):

@@ -243,9 +243,11 @@ def hinton2015_grid() -> str:
     )  # fmt: skip
 
 
-def hinton2015_picture() -> str:
+def hinton2015_picture() -> str | None:
     """The grid as a picture, SVG."""
     cells = _grid()
+    if not cells:
+        return None
     widths = sorted({width for width, _ in cells})
     series = {
         f"{width:.0f} units": [
@@ -254,10 +256,6 @@ def hinton2015_picture() -> str:
         for width in widths
     }
     return lines_of(series, "temperature", "validation errors of 10,000")
-
-
-def _line_of(cells: dict[tuple[float, float], dict[str, Any]], width: float) -> list[tuple[float, float, float]]:
-    return [(t, row["mean"], row["sd"] or 0.0) for (w, t), row in sorted(cells.items()) if w == width]
 
 
 STUDENTS = {
@@ -320,7 +318,10 @@ SOURCES = (
     | dict.fromkeys(("hinton2015", "hinton2015_grid"), "hinton2015_mnist")
     | dict.fromkeys(("han2015_ladder", "han2015_tradeoff", "han2015_sensitivity"), "han2015_mnist")
 )  # result files of other names
-PICTURES = {ROOT / "docs" / "hinton2015.svg": hinton2015_picture}
+PICTURES = {
+    ROOT / "docs" / "hinton2015.svg": hinton2015_picture,
+    ROOT / "docs" / "han2015_tradeoff.svg": han2015_tables.tradeoff_picture,
+}
 
 
 def main() -> None:
@@ -338,10 +339,11 @@ def main() -> None:
             if "--check" not in sys.argv:
                 path.write_text(new)
     for path, picture in PICTURES.items():
-        if _grid() and (not path.exists() or path.read_text() != picture()):
+        drawn = picture()
+        if drawn is not None and (not path.exists() or path.read_text() != drawn):
             stale.append(path.name)
             if "--check" not in sys.argv:
-                path.write_text(picture())
+                path.write_text(drawn)
     print(f"{'stale' if '--check' in sys.argv else 'written'}: {', '.join(stale) or 'nothing'}")
     if stale and "--check" in sys.argv:
         raise SystemExit(1)
