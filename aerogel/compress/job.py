@@ -21,6 +21,7 @@ from aerogel.compress.run import Run
 from aerogel.compress.settings import Settings
 from aerogel.console import Console
 from aerogel.data import Dataset, batch_count
+from aerogel.data.files import Lazy
 from aerogel.errors import AerogelError
 from aerogel.export import InputSpec, Opened, load, open_model, read_config, save
 from aerogel.export.onnx import export_onnx
@@ -125,7 +126,8 @@ class Job:
         folder = run.path / "checkpoints" / part
         check_room(folder, state)
         with self.console.progress(stage, state.total) as show:
-            log = _Log(run, stage, show, max(1, state.total // EVENTS))
+            decoded = isinstance(self.data.train.images, Lazy)
+            log = _Log(run, stage, show, max(1, state.total // EVENTS), decoded)
             for last in _pauses(state, until) if after_epoch else [until]:
                 model = fit(state, self.data, on_step=log, save=lambda s: save_checkpoint(folder, s, within=run.path),
                             signals=self.signals, until=last,
@@ -149,11 +151,13 @@ def _pauses(state: State, until: int | None) -> Iterator[int]:
 class _Log:
     """Draws every step; writes the mean losses of every `every` steps to events.jsonl."""
 
-    def __init__(self, run: Run, stage: str, show: Callable[[int, str], None], every: int) -> None:
+    def __init__(
+        self, run: Run, stage: str, show: Callable[[int, str], None], every: int, decoded: bool = False
+    ) -> None:
         self._run, self._stage, self._show, self._every = run, stage, show, every
         self._sums: dict[str, float] = {}
         self._count = 0  # steps in the sums; fewer than `every` in the first group of a resumed stage
-        self._speed = Speed()
+        self._speed = Speed(decoded=decoded)
 
     def __call__(self, step: Step) -> None:
         for name, loss in step.losses.items():

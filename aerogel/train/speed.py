@@ -12,8 +12,12 @@ WAITS = 0.2  # of the time: from there on the data are what holds training back
 
 @dataclass
 class Speed:
-    """Sums over steps. Steps that were cut in half by a resume count as what they took."""
+    """Sums over steps. Steps that were cut in half by a resume count as what they took.
 
+    decoded: the images are read from files in every epoch, rather than once.
+    """
+
+    decoded: bool = False
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -37,6 +41,8 @@ class Speed:
 
     def knob(self, ranks: int = 1) -> str:
         """What to turn to train faster."""
+        if self.share_waited >= WAITS and not self.decoded:
+            return 'to go faster: augment = "none" in [train] of --config; the images are in memory already'
         if self.share_waited >= WAITS:
             return "to go faster: `aerogel data pack` the images once, or read them with more workers"
         more = "larger batches" if ranks > 1 else "more processes (torchrun)"
@@ -44,4 +50,5 @@ class Speed:
 
     def to_json(self, ranks: int = 1) -> dict[str, Any]:
         rates = {"images_per_second": self.images_per_second, "share_waited": self.share_waited}
-        return asdict(self) | rates | {"processes": ranks, "text": f"{self.text()}; {self.knob(ranks)}"}
+        sums = {name: value for name, value in asdict(self).items() if name != "decoded"}
+        return sums | rates | {"processes": ranks, "text": f"{self.text()}; {self.knob(ranks)}"}

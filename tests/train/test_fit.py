@@ -255,6 +255,8 @@ def test_speed_is_told_with_the_knob_to_turn() -> None:
     assert speed.knob() == "to go faster: bf16 (autocast) or more processes (torchrun); the data keep up"
     assert speed.to_json(4)["text"].endswith("to go faster: bf16 (autocast) or larger batches; the data keep up")
     speed.add(step(0.5, 0.4))
+    assert speed.knob().startswith('to go faster: augment = "none" in [train] of --config; the images are decoded')
+    speed.decoded = True
     assert speed.knob().startswith("to go faster: `aerogel data pack`")
     told = speed.to_json()
     assert (told.pop("text")[:14], told.pop("processes")) == ("100 images/s, ", 1)
