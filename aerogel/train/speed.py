@@ -42,7 +42,7 @@ class Speed:
     def knob(self, ranks: int = 1) -> str:
         """What to turn to train faster."""
         if self.share_waited >= WAITS and not self.decoded:
-            return 'to go faster: augment = "none" in [train] of --config; the images are in memory already'
+            return 'to go faster: augment = "none" in [train] of --config; the images are decoded already'
         if self.share_waited >= WAITS:
             return "to go faster: `aerogel data pack` the images once, or read them with more workers"
         more = "larger batches" if ranks > 1 else "more processes (torchrun)"
