@@ -22,12 +22,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ import torch
 from torch import Tensor
 
 from aerogel.data import Batch, Dataset
-from aerogel.distill.cache_rows import Layout, Records, framed, frames, marks
+from aerogel.distill.cache_index import Index
+from aerogel.distill.cache_rows import Layout, Records, framed, marks
 from aerogel.distill.checks import check_temperature
 from aerogel.errors import AerogelError, nearest
 from aerogel.files import check_free, fsync, read_json, write_json
@@ -285,7 +285,7 @@ class TeacherCache:
         if view != self._view:
             self.sync()
             self._mine, self._view = None, view
-            self._index = _Index(self.images)
+            self._index = Index(self.images)
         return keys % self.images
 
     def _lookup(self, places: np.ndarray) -> np.ndarray:
@@ -355,69 +355,6 @@ class TeacherCache:
                 f"first by key {int(records['key'][wrong][0])}: the batches are of another split or seed, or something "
                 "changes the inputs on their way; take those of aerogel.data.batches, or train without a cache"
             )
-
-
-@dataclass
-class _File:
-    path: Path
-    end: int = 0  # of the whole frames that were taken
-    held: Any = None  # uint8 (bytes,), mapped
-
-
-class _Index:
-    """Where the rows of one view are: which file, which byte."""
-
-    def __init__(self, images: int) -> None:
-        self.file, self.at = np.full(images, -1, np.int32), np.zeros(images, np.int64)
-        self._files: list[_File] = []
-
-    def take(self, path: Path, owner: bytes, layout: Layout) -> None:
-        """The frames that the file has got since it was last looked at."""
-        number, file = self._of(path)
-        if path.stat().st_size <= file.end:
-            return
-        file.held = _mapped(path)
-        for first, rows in frames(memoryview(file.held), file.end, owner, layout, str(path)):
-            places = rows["key"] % len(self.file)
-            self._set(number, places, first, layout.record.itemsize)
-            file.end = first + rows.nbytes
-
-    def add(self, path: Path, places: np.ndarray, first: int, itemsize: int) -> None:
-        """Rows that this process has just written."""
-        number, file = self._of(path)
-        self._set(number, places, first, itemsize)
-        file.end = first + len(places) * itemsize
-
-    def _set(self, number: int, places: np.ndarray, first: int, itemsize: int) -> None:
-        self.file[places] = number
-        self.at[places] = first + itemsize * np.arange(len(places))
-
-    def read(self, places: np.ndarray, layout: Layout) -> Records:
-        """int64 (n,) -> (n,) records."""
-        size = layout.record.itemsize
-        raw = np.empty((len(places), size), np.uint8)
-        for row, (number, at) in enumerate(zip(self.file[places].tolist(), self.at[places].tolist(), strict=True)):
-            file = self._files[number]
-            if file.held is None or len(file.held) < file.end:
-                file.held = _mapped(file.path)
-            raw[row] = file.held[at : at + size]
-        return raw.reshape(-1).view(layout.record)
-
-    def _of(self, path: Path) -> tuple[int, _File]:
-        for number, file in enumerate(self._files):
-            if file.path == path:
-                return number, file
-        self._files.append(_File(path))
-        return len(self._files) - 1, self._files[-1]
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """uint8 (bytes,), read from the disk when it is used."""
-    try:
-        with open(path, "rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (OSError, ValueError) as error:
-        raise AerogelError(f"cache: cannot read {path}: {error}; delete this file, its rows are made anew") from error
 
 
 def _is_empty(folder: Path) -> bool:
