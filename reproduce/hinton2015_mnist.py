@@ -9,11 +9,12 @@ Networks that choose something are trained on "fit"; with what they chose others
 
 - teacher: 784-1200-1200-10, dropout 0.5, max-norm, images moved by up to 2 pixels; trained twice, from the rate's peak
   to 0 (teacher_first), and from there once more. Students share the teacher of seed 0.
-- student_hard: 784-800-800-10 on the labels alone. student_soft_T20: the same on the teacher's soft targets at
-  T = 20 alone, images not moved; _longer: 160 epochs instead of 40. grid_*: widths and temperatures, on validation.
-- no_threes, only_7_8: soft targets without 3s, of 7s and 8s alone. bias_validation: the omitted class's bias (those of
-  7 and 8) moved by what is best on validation for one network of "fit"; bias_test: as in the paper, by what is best on
-  the test images, which no one may know.
+- student_hard: 784-800-800-10 on the labels alone. student_soft_T20: the same on them and, "the additional task", on
+  the teacher's soft targets at T = 20, images not moved. student_soft_alone: on the soft targets without the labels.
+  grid_*: widths and temperatures, soft targets alone, on validation.
+- no_threes, only_7_8: as student_soft_T20 without 3s, with 7s and 8s alone. bias_validation: the omitted class's bias
+  (those of 7 and 8) moved by what is best on validation for one network of "fit"; bias_test: as in the paper, by what
+  is best on the test images, which no one may know.
 - student_best: the student of 784-800-800-10 again, taught without labels by several small convolutional networks
   (their geometric mean) on affine and elastic views, some of them mixed (function matching, Beyer et al. 2022,
   arXiv:2106.05237). The views are made once and kept with the teachers' logits for exactly these pixels; all seeds
@@ -131,12 +132,17 @@ def jittered(pixels: Tensor, labels: Tensor, reach: int = 2) -> Source:
     return draw
 
 
-def softened(pixels: Tensor, targets: Tensor, temperature: float) -> Source:
-    """targets: the teacher's logits, a row an image. No labels."""
+def softened(pixels: Tensor, targets: Tensor, temperature: float, labels: Tensor, hard: float = 0.0) -> Source:
+    """targets: the teacher's logits, a row an image. hard: weight of the labels beside them."""
 
     def draw(epoch: int, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         index = torch.from_numpy(rows)
-        return pixels[index], lambda logits: soft_target_loss(logits, targets[index], temperature)
+
+        def loss(logits: Tensor) -> Tensor:
+            soft = soft_target_loss(logits, targets[index], temperature)
+            return soft + hard * F.cross_entropy(logits, labels[index]) if hard else soft
+
+        return pixels[index], loss
 
     return draw
 
@@ -155,13 +161,13 @@ class Job:
     teacher: Recipe = field(default_factory=lambda: recipe(300, 0.3))
     hard: Recipe = field(default_factory=lambda: recipe(15, 0.001, optimizer="adamw"))
     soft: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
-    soft_longer: Recipe = field(default_factory=lambda: recipe(160, 0.002, optimizer="adamw"))
     grid: Recipe = field(default_factory=lambda: recipe(8, 0.002, optimizer="adamw"))
-    cnn: Recipe = field(default_factory=lambda: recipe(5, 0.1, batch_size=125, weight_decay=1e-4))
-    best: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
-    cnns: int = 2
-    shards: int = 8
+    cnn: Recipe = field(default_factory=lambda: recipe(12, 0.1, batch_size=125, weight_decay=1e-4))
+    best: Recipe = field(default_factory=lambda: recipe(80, 0.002, optimizer="adamw"))
+    cnns: int = 4
+    shards: int = 16
     mix: float = 0.5
+    hard_weight: float = 1.0  # of the labels beside soft targets at T = 20
     temperature: float = 4.0
     teachers: dict[str, int] = field(default_factory=lambda: {"all": 1, "fit": 1})  # of how many seeds students learn
 
@@ -198,19 +204,20 @@ def make(job: Job, row: str, seed: int, part: str, checkpoint: Path) -> Net:
     elif row.startswith("student_best"):
         source, settings, shape = from_shards(job, part), job.best, {"widths": STUDENT}
     else:
-        settings = job.soft
+        settings, hard = job.soft, job.hard_weight
         width, temperature, kept = STUDENT, 20.0, torch.ones(len(labels), dtype=torch.bool)
         if row in OMITTED:
             classes, out = OMITTED[row]
             kept = torch.isin(labels, torch.tensor([c for c in classes if c not in out]))
-        elif row == "student_soft_T20_longer":
-            settings = job.soft_longer
+        elif row == "student_soft_alone":
+            hard = 0.0
         elif row != "student_soft_T20":
-            units, temperature, settings = *grid_cell(row), job.grid
+            units, temperature, settings, hard = *grid_cell(row), job.grid, 0.0
             width = f"{units}-{units}"
         taught = pixels[kept]
         targets = logits_of(job.network(*teacher_of(job, seed, part), part), taught)
-        source, pixels, shape = softened(taught, targets, temperature), taught, {"widths": width}
+        source = softened(taught, targets, temperature, labels[kept], hard)
+        pixels, shape = taught, {"widths": width}
     torch.manual_seed(seed)
     net = job.network("teacher_first", seed, part) if row == "teacher" else ag.nets.build("mlp", **shape)
     return train(net, source, len(pixels), settings.model_copy(update={"seed": seed}), checkpoint)
@@ -376,7 +383,7 @@ ROWS = (
     "teacher",
     "student_hard",
     "student_soft_T20",
-    "student_soft_T20_longer",
+    "student_soft_alone",
     "no_threes",
     "only_7_8",
     "cnn",

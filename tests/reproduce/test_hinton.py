@@ -51,7 +51,7 @@ def job(script: ModuleType, fast_mlp: ModuleType, tmp_path: Path, monkeypatch: p
     train, test = DIGITS.train.subset(slice(0, 700)), DIGITS.test.subset(slice(0, 200))
     digits = script.Digits(pixels_of(train), train.labels, pixels_of(test), test.labels, held_out=200)
     tiny = SHORT.model_copy(update={"epochs": 1})
-    budgets = dict.fromkeys(("teacher_first", "teacher", "hard", "soft", "soft_longer", "best"), SHORT) | {
+    budgets = dict.fromkeys(("teacher_first", "teacher", "hard", "soft", "best"), SHORT) | {
         "grid": tiny,
         "cnn": tiny,
     }
