@@ -48,6 +48,7 @@ PAGE = ROOT / "docs" / "training.md"
 JOBS = {
     "LeNet-5, MNIST": ("lenet5", {}, "mnist"),
     "LeNet-300-100, MNIST": ("lenet_300_100", {}, "mnist"),
+    "ResNet-20, CIFAR-10 (JPEG)": ("resnet20", {}, "cifar10"),
     "ResNet-20 x0.25, CIFAR-10 (JPEG)": ("resnet20", {"width": 0.25}, "cifar10"),
     "MobileNetV2 x0.25, CIFAR-10 (JPEG)": ("mobilenet_v2", {"width": 0.25}, "cifar10"),
 }
