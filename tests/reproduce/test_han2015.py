@@ -57,6 +57,8 @@ def test_the_papers_shares_are_kept_in_rounds_and_the_file_is_small(script: Modu
     assert row["bytes_bound"] < row["bytes"] < 1.3 * row["bytes_bound"] + 3000
     assert row["more"]["kept"] == {"0": masks.survivors}
     assert "bytes" not in held(script)["lenet_300_100_dense"]
+    script.files(job, 0)  # nothing is trained again
+    assert held(script)["lenet_300_100_12x"] == row
 
 
 @pytest.mark.slow
