@@ -390,7 +390,7 @@ JOBS = {
         Job(
             "lenet5",
             {"features.conv1": 0.66, "features.conv2": 0.12, "classifier.ip1": 0.08, "classifier.ip2": 0.19},
-            (0.80, 0.77), epochs=8, round=2, rungs=(40, 120, 250, 400), rung=10, school=10,
+            (0.80, 0.77), epochs=8, round=2, rungs=(40, 120, 250, 400), rung=8, school=8,
             recipe=PLAIN.model_copy(update=LENET5), taught=TAUGHT.model_copy(update=LENET5),
         ),
         Job(

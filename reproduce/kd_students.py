@@ -36,7 +36,7 @@ from aerogel.train import HardLabels, Recipe, accuracy, fit, start
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduce" / "results" / "kd_students.json"
-IMAGES, EPOCHS, SIDE = 4_000, 4.0, 16
+IMAGES, EPOCHS, SIDE = 4_000, 3.0, 16
 TEACHER = "resnet20"
 STUDENTS = {
     "mobilenet_v2": "mobilenet_v2:width=0.5",
