@@ -231,8 +231,16 @@ def test_a_pattern_goes_by_what_is_left() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with torch.no_grad():
         model[1].weight.view(-1, 4)[:, 1:3] = 0
-    masks = in_pattern(score("random", model), Masks.of(model), 2, 4)
+    masks = in_pattern(model, score("random", model), Masks.of(model), 2, 4)
     assert masks.survivors == 320
+
+
+def test_a_pattern_runs_along_inputs_alone() -> None:
+    model = nn.Sequential(
+        nn.Embedding(8, 4), nn.Linear(4, 8), nn.ConvTranspose1d(8, 4, 1), nn.Conv1d(4, 3, 1), nn.Linear(3, 4)
+    )
+    masks = in_pattern(model, score("magnitude", model), Masks.of(model), 2, 4)
+    assert {name for name, mask in masks.items() if not mask.all()} == {"1.weight", "3.weight"}
 
 
 @pytest.mark.slow

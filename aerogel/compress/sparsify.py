@@ -56,11 +56,13 @@ def check_weights(job: Job) -> Checked:
     whole = {name: torch.ones_like(mask, dtype=torch.float32) for name, mask in masks.items()}
     lowest(whole, sparse.sparsity, ratios=sparse.ratios)  # refuses what does not fit
     if sparse.n_of_m:
-        unfit = [name for name, weight in whole.items() if weight.shape[1] % sparse.n_of_m[1]]
+        unfit = unpatterned(model, whole, sparse.n_of_m[1])
         if len(unfit) == len(whole):
             raise AerogelError(f"pattern {sparse.pattern}: no layer has inputs in multiples of {sparse.n_of_m[1]}")
         if unfit:
-            job.console.say("", f"stays whole: {', '.join(unfit)}: inputs are no multiple of {sparse.n_of_m[1]}")
+            job.console.say(
+                "", f"stays whole: {', '.join(unfit)}: no inputs in dimension 1, a multiple of {sparse.n_of_m[1]}"
+            )
     if settings.schedule == "gradual" and sparse.sparsity:
         points(job)
     return Checked({}, {}, text)
@@ -122,7 +124,7 @@ def masks_of(job: Job, run: Run, model: nn.Module, k: int, earlier: nn.Module | 
     found = score(sparse.method, model, protect=settings.protect, batches=training_batches(job),
                   earlier=None if earlier is None else dict(earlier.named_parameters()))  # fmt: skip
     if sparse.n_of_m:
-        masks = in_pattern(found, before, *sparse.n_of_m)
+        masks = in_pattern(model, found, before, *sparse.n_of_m)
     else:
         ratios = {layer: 1 - kept(k, settings.steps, 1 - share) for layer, share in _shares(sparse, run).items()}
         share = kept(k, settings.steps, 1 - sparse.sparsity)
@@ -142,10 +144,19 @@ def _shares(sparse: Sparsity, run: Run) -> dict[str, float]:
     return per_layer(scan["shares"], curves, scan["whole"], sparse.scan_drop)
 
 
-def in_pattern(scores: Mapping[str, Tensor], before: Masks, n: int, m: int) -> Masks:
+def in_pattern(model: nn.Module, scores: Mapping[str, Tensor], before: Masks, n: int, m: int) -> Masks:
     """n of m, where the inputs are a multiple of m; what is gone takes no place of what is left."""
-    left = {name: s.masked_fill(~before[name], -torch.inf) for name, s in scores.items() if s.shape[1] % m == 0}
+    unfit = unpatterned(model, scores, m)
+    left = {name: s.masked_fill(~before[name], -torch.inf) for name, s in scores.items() if name not in unfit}
     return before & Masks({name: n_of_m(s, n, m) for name, s in left.items()})
+
+
+def unpatterned(model: nn.Module, weights: Mapping[str, Tensor], m: int) -> list[str]:
+    """Those whose dimension 1 is no multiple of m, or no layer's inputs: transposed convolutions', embeddings'."""
+    kinds = (nn.modules.conv._ConvTransposeNd, nn.Embedding, nn.EmbeddingBag)
+    others = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+    own = dict(model.named_parameters())
+    return [name for name, weight in weights.items() if weight.shape[1] % m or id(own[name]) in others]
 
 
 def _pruned(job: Job, run: Run, k: int) -> nn.Module:
