@@ -162,10 +162,10 @@ class Job:
     hard: Recipe = field(default_factory=lambda: recipe(15, 0.001, optimizer="adamw"))
     soft: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
     grid: Recipe = field(default_factory=lambda: recipe(8, 0.002, optimizer="adamw"))
-    cnn: Recipe = field(default_factory=lambda: recipe(12, 0.1, batch_size=125, weight_decay=1e-4))
-    best: Recipe = field(default_factory=lambda: recipe(80, 0.002, optimizer="adamw"))
-    cnns: int = 4
-    shards: int = 16
+    cnn: Recipe = field(default_factory=lambda: recipe(5, 0.1, batch_size=125, weight_decay=1e-4))
+    best: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
+    cnns: int = 2
+    shards: int = 8
     mix: float = 0.5
     hard_weight: float = 1.0  # of the labels beside soft targets at T = 20
     temperature: float = 4.0
