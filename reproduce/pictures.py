@@ -32,12 +32,18 @@ def lines(series: Mapping[str, Sequence[Point]], x_title: str, y_title: str) -> 
         parts.append(_text(LEFT - 8, down(mark) + 4, f"{mark:.0f}" if mark >= 100 else f"{mark:.2g}", "end"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, x_title))
     parts.append(f'<g transform="translate(14 {HEIGHT / 2}) rotate(-90)">{_text(0, 0, y_title)}</g>')
-    for (name, one), colour in zip(series.items(), COLOURS, strict=False):
+    for one, colour in zip(series.values(), COLOURS, strict=False):
         drawn = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y, _ in one)
         parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [_line(across(x), down(y - bar), across(x), down(y + bar), colour) for x, y, bar in one]
         parts += [f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="3" fill="{colour}"/>' for x, y, _ in one]
-        parts.append(_text(WIDTH - RIGHT + 10, down(one[-1][1]) + 4, name, "start", colour))
+    ends = sorted(
+        (down(one[-1][1]) + 4, name, colour) for (name, one), colour in zip(series.items(), COLOURS, strict=False)
+    )
+    last = 0.0
+    for y, name, colour in ends:
+        last = max(y, last + 15)  # none over another
+        parts.append(_text(WIDTH - RIGHT + 10, last, name, "start", colour))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
