@@ -141,6 +141,7 @@ def twelve(job: Job, stage: str, seed: int) -> nn.Module:
         masks.hold(net)
         set_dropout(net, {name: then for name, (_, then) in dropout_rates(whole, masks).items()})
         net = trained(job, net, HardLabels(), recipe, job.round * (3 if k == rounds else 1), seed, {})
+    set_dropout(net, {name: rate for name, (rate, _) in dropout_rates(whole, Masks.of(net)).items()})  # as it is built
     return net
 
 
