@@ -257,7 +257,8 @@ def _bytes_of(net: nn.Module) -> int:
 
 
 def paper_rows(job: Job, seed: int) -> None:
-    for row, stage, error in ((f"{job.name}_dense", "dense", job.paper[0]), (f"{job.name}_12x", "12x", job.paper[1])):
+    for stage, error in zip(("dense", f"{job.times}x"), job.paper, strict=True):
+        row = f"{job.name}_{stage}"
         if seed not in held_seeds(RESULTS, row):
             learn(job, row, stage, seed, paper=error)
 

@@ -61,6 +61,30 @@ def test_the_papers_shares_are_kept_in_rounds_and_the_file_is_small(script: Modu
     assert held(script)["lenet_300_100_12x"] == row
 
 
+def test_dropout_shrinks_while_a_network_retrains_and_is_kept_as_built(
+    script: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = script.JOBS["alexnet"]
+    small = dataclasses.replace(
+        whole, epochs=0.2, round=0.1, given=DATA, runs=tmp_path / "runs", arguments=whole.arguments | {"width": 0.05}
+    )
+    seen: list[float] = []
+
+    def watched(job: Any, net: Any, *others: Any, **more: Any) -> Any:
+        seen.append(net.classifier.dropout6.p)
+        return trained(job, net, *others, **more)
+
+    trained = script.trained
+    monkeypatch.setattr(script, "trained", watched)
+    script.paper_rows(small, 0)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == 0.5
+    assert seen[-1] == pytest.approx(0.5 * 0.08**0.5, rel=0.05)
+    assert small.network("9x", 0).classifier.dropout6.p == 0.5
+    row = held(script)["alexnet_9x"]
+    assert row["fc_ratio"] > row["ratio"] > row["conv_ratio"] > 1
+
+
 @pytest.mark.slow
 def test_every_rung_starts_from_the_one_before_and_is_as_sparse_as_it_says(script: ModuleType, job: Any) -> None:
     script.ladder_rows(job, 0)
