@@ -205,6 +205,9 @@ def sliced(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     for dim, index in enumerate(kept):
         if index is not None:
             data = data.index_select(dim, index.to(data.device))
-    if data.ndim == 4 and tensor.stride(1) == 1 and tensor.is_contiguous(memory_format=torch.channels_last):
-        data = data.to(memory_format=torch.channels_last)
+    if data.ndim == 4:
+        _, channels, height, width = tensor.shape
+        # is_contiguous cannot tell both orders apart where there is one channel, or one pixel
+        if tensor.stride() == (height * width * channels, 1, width * channels, channels):
+            data = data.to(memory_format=torch.channels_last)
     return data

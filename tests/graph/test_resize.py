@@ -104,10 +104,13 @@ def test_a_module_used_under_two_names_is_resized_once() -> None:
     assert (conv.in_channels, conv.out_channels, conv.groups) == (5, 5, 5)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("inputs", [1, 4])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_sliced_weights_keep_the_order_that_convolutions_go_by(inputs: int, memory_format: torch.memory_format) -> None:
-    weight = torch.rand(6, inputs, 3, 3).to(memory_format=memory_format)
+def test_sliced_weights_keep_the_order_that_convolutions_go_by(
+    inputs: int, memory_format: torch.memory_format, kernel: int
+) -> None:
+    weight = torch.rand(6, inputs, kernel, kernel).to(memory_format=memory_format)
     for kept in (None, torch.tensor([0])):
         part = sliced(weight, (torch.tensor([0, 2, 3]), kept))
         assert part.stride() == torch.empty(part.shape).to(memory_format=memory_format).stride()
