@@ -60,9 +60,8 @@ def check_weights(job: Job) -> Checked:
         if len(unfit) == len(whole):
             raise AerogelError(f"pattern {sparse.pattern}: no layer has inputs in multiples of {sparse.n_of_m[1]}")
         if unfit:
-            job.console.say(
-                "", f"stays whole: {', '.join(unfit)}: no inputs in dimension 1, a multiple of {sparse.n_of_m[1]}"
-            )
+            why = f"the second dimension is no input, or no multiple of {sparse.n_of_m[1]}"
+            job.console.say("", f"stays whole: {', '.join(unfit)}: {why}")
     if settings.schedule == "gradual" and sparse.sparsity:
         points(job)
     return Checked({}, {}, text)
