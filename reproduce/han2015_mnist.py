@@ -75,7 +75,7 @@ class Job:
     kept: Mapping[str, float]
     paper: tuple[float | None, float | None]
     epochs: float  # of the dense network
-    round: float  # of every round of pruning but the last, which has twice as many
+    round: float  # of every round of pruning but the last, which has three times as many
     rungs: tuple[int, ...]  # weights over weights kept
     rung: float  # epochs of every rung
     recipe: Recipe
