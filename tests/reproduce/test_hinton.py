@@ -51,7 +51,7 @@ def job(script: ModuleType, fast_mlp: ModuleType, tmp_path: Path, monkeypatch: p
     train, test = DIGITS.train.subset(slice(0, 700)), DIGITS.test.subset(slice(0, 200))
     digits = script.Digits(pixels_of(train), train.labels, pixels_of(test), test.labels, held_out=200)
     tiny = SHORT.model_copy(update={"epochs": 1})
-    budgets = dict.fromkeys(("teacher_first", "teacher", "hard", "soft", "best"), SHORT) | {
+    budgets = dict.fromkeys(("teacher_first", "teacher", "hard", "soft", "omitted", "best"), SHORT) | {
         "grid": tiny,
         "cnn": tiny,
     }
@@ -229,6 +229,21 @@ def test_a_network_that_was_made_is_read_back(script: ModuleType, job: Any, monk
     made = job.network("student_hard", 1)
     monkeypatch.setattr(script, "train", None)
     assert torch.equal(weights(job.network("student_hard", 1)), weights(made))
+
+
+def test_students_start_from_small_weights_and_teachers_from_hes(
+    script: ModuleType, job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "train", lambda net, *rest: net)
+    for row, shape, starts in [
+        ("student_hard", {"widths": "800-800"}, job.starts),
+        ("teacher_first", script.TEACHER, (1, 1, 1)),
+    ]:
+        torch.manual_seed(3)
+        plain = ag.nets.build("mlp", **shape)
+        for (name, ours), whole in zip(job.network(row, 3).named_parameters(), plain.parameters(), strict=True):
+            scale = 1 if name.endswith("bias") else starts[("fc1", "fc2", "fc").index(name.split(".")[1])]
+            assert torch.equal(ours, whole * scale), name
 
 
 def test_without_the_data_the_error_says_what_to_do(
