@@ -14,10 +14,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +103,37 @@ def _export(
 def _run_exporter(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> torch.onnx.ONNXProgram:
-    program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
+    with _operators_kept():
+        program = torch.onnx.export(
+            model, args, kwargs=kwargs, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False
+        )
     return cast(torch.onnx.ONNXProgram, program)  # None only with dynamo=False
+
+
+_OPERATORS: dict[Any, Any] = {}  # by version of the operator set
+
+
+@contextlib.contextmanager
+def _operators_kept() -> Iterator[None]:
+    """The exporter parses the sources of its 500 operators anew for every file: one second, two thirds of a small
+    network's time. Inside, it gets those of the first file again; nobody changes them, for we add none of our own.
+    Where a release has them elsewhere, nothing is kept."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        parse = ONNXRegistry.from_torchlib
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def kept(*version: Any, **named: Any) -> Any:
+        key = (version, tuple(named.items()))
+        if key not in _OPERATORS:
+            _OPERATORS[key] = parse(*version, **named)
+        return _OPERATORS[key]
+
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(kept)):
+        yield
 
 
 def _batch_symbol(program: torch.onnx.ONNXProgram) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -109,6 +111,35 @@ def test_same_model_same_bytes_and_nothing_is_said(
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert list(warnings.filters) == filters
     assert logging.root.manager.disable == disabled
+
+
+def test_the_exporter_reads_its_operators_once_and_writes_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+    read, parse = [], registry.from_torchlib
+
+    def counted(*version: Any, **named: Any) -> Any:
+        read.append(named)
+        return parse(*version, **named)
+
+    monkeypatch.setattr(registry, "from_torchlib", staticmethod(counted))
+    monkeypatch.setattr(subject, "_OPERATORS", {})
+    example = (torch.zeros(4, 1, 8, 8),)
+    files = [export_onnx(tiny(), example, tmp_path / f"{n}.onnx").path.read_bytes() for n in range(2)]
+    assert len(read) == 1
+    assert registry.from_torchlib is counted  # as it was before
+    monkeypatch.setattr(subject, "_operators_kept", contextlib.nullcontext)
+    files.append(export_onnx(tiny(), example, tmp_path / "anew.onnx").path.read_bytes())
+    assert len(read) == 2
+    assert len(set(files)) == 1
+
+
+def test_of_a_release_without_that_registry_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch.onnx._internal.exporter._registration.ONNXRegistry")
+    monkeypatch.setattr(subject, "_OPERATORS", {})
+    with subject._operators_kept():
+        assert not subject._OPERATORS
 
 
 def test_a_model_that_fixes_its_batch_is_exported_for_the_batch_of_the_example(tmp_path: Path) -> None:
