@@ -1,9 +1,10 @@
-"""Light students under a ResNet: which distillation losses help, on Fashion-MNIST at a size that a CPU can do. Pairs
-and losses are those of the literature's table on CIFAR-100 (Tian, Krishnan, Isola 2020, arXiv:1910.10699; Zhao et al.
-2022, arXiv:2203.08679; Huang et al. 2022, arXiv:2205.10536), the sizes are not: nothing here is comparable with its
-figures but the order of the losses. Writes results/kd_students.json; a seed that is there already is not run again.
+"""Light students under a ResNet: which distillation losses help, on Fashion-MNIST and CIFAR-10 (JPEG) at a size that a
+CPU can do. Pairs and losses are those of the literature's table on CIFAR-100 (Tian, Krishnan, Isola 2020,
+arXiv:1910.10699; Zhao et al. 2022, arXiv:2203.08679; Huang et al. 2022, arXiv:2205.10536), the sizes are not: nothing
+here is comparable with its figures but the order of the losses. Writes results/kd_students.json; a seed that is there
+already is not run again.
 
-    AEROGEL_DATA=... python reproduce/kd_students.py [--seeds 0 1 2] [--student NAME ...] [--loss NAME ...]
+    AEROGEL_DATA=... python reproduce/kd_students.py [--data cifar10] [--seeds 0 1 2] [--student NAME] [--loss NAME]
 
 Teacher: ResNet-20, by labels. Students: MobileNetV2 x0.5, ShuffleNetV1 x0.5 with 3 groups, ShuffleNetV2 x0.5. Images
 are made 16 x 16, the first `IMAGES` of the training split; the test images are all looked at, once a network. One
@@ -38,6 +39,7 @@ from aerogel.train import HardLabels, Recipe, accuracy, fit, start
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduce" / "results" / "kd_students.json"
 IMAGES, EPOCHS, SIDE = 4_000, 3.0, 16
+CHANNELS = {"fashion_mnist": 1, "cifar10": 3}
 ADAM: dict[str, Any] = {"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.01, "batch_size": 64}
 TEACHER = "resnet20"
 STUDENTS = {
@@ -65,34 +67,42 @@ LOSSES: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """Budgets, and where teachers are kept."""
+    """Budgets, the images, and where teachers are kept."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=EPOCHS, **ADAM))
+    dataset: str = "fashion_mnist"
     images: int = IMAGES
     runs: Path = ROOT / "runs" / "kd_students"
     given: Dataset | None = field(default=None, compare=False)
 
     @cached_property
     def data(self) -> Dataset:
-        whole = self.given or ag.data.load("fashion_mnist", size=(1, SIDE, SIDE))
+        whole = self.given or ag.data.load(self.dataset, size=(CHANNELS[self.dataset], SIDE, SIDE))
         train = whole.train.subset(slice(0, self.images))
         return Dataset(
             whole.name, train, whole.val, whole.test, whole.classes, whole.mean, whole.std, augment=whole.augment
         )
 
+    def row(self, name: str) -> str:
+        """Of the results."""
+        return name if self.dataset == "fashion_mnist" else f"{self.dataset}_{name}"
+
     def teacher(self, seed: int) -> nn.Module:
         """Twice the students' epochs; from runs/ if it is there."""
-        folder = self.runs / "teacher" / str(seed)
+        folder = self.runs / self.row("teacher") / str(seed)
         if not folder.exists():
             longer = self.recipe.model_copy(update={"epochs": 2 * self.recipe.epochs, "seed": seed})
-            ag.save(fit(start(fresh(TEACHER, seed), HardLabels(), self.data, longer), self.data), folder)
+            ag.save(
+                fit(start(fresh(TEACHER, seed, CHANNELS[self.dataset]), HardLabels(), self.data, longer), self.data),
+                folder,
+            )
         return ag.load(folder)
 
 
-def fresh(spec: str, seed: int) -> nn.Module:
+def fresh(spec: str, seed: int, channels: int = 1) -> nn.Module:
     torch.manual_seed(seed)
     name, arguments = ag.nets.parse(spec)
-    return ag.nets.build(name, **arguments, num_classes=10, in_channels=1, input_size=SIDE)
+    return ag.nets.build(name, **arguments, num_classes=10, in_channels=channels, input_size=SIDE)
 
 
 def taps(student: str, loss: str) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def taps(student: str, loss: str) -> dict[str, Any]:
 
 
 def taught(job: Job, student: str, loss: str, seed: int) -> nn.Module:
-    net = fresh(STUDENTS[student], seed)
+    net = fresh(STUDENTS[student], seed, CHANNELS[job.dataset])
     example = next(ag.data.batches(job.data, "train", 2)).inputs
     teacher = None if loss == "alone" else job.teacher(seed)
     objective = Distil(teacher, LOSSES[loss], **taps(student, loss), student=net, example=example)
@@ -113,29 +123,31 @@ def taught(job: Job, student: str, loss: str, seed: int) -> nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=CHANNELS, default="fashion_mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=range(3))
     parser.add_argument("--student", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=list(LOSSES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    job = Job()
+    job = Job(dataset=options.data)
     for seed in options.seeds:
         learn_teacher(job, seed)
         for student in options.student:
             for loss in options.loss:
                 learn(job, student, loss, seed)
-    print(kd_students())
+    print(kd_students(job.row("")))
 
 
 def learn_teacher(job: Job, seed: int, *, path: Path = RESULTS) -> None:
-    if seed not in held_seeds(path, "teacher"):
+    row = job.row("teacher")
+    if seed not in held_seeds(path, row):
         began = time.perf_counter()
-        record("teacher", seed, accuracy(job.teacher(seed), job.data, "test"), time.perf_counter() - began, path)
+        record(row, seed, accuracy(job.teacher(seed), job.data, "test"), time.perf_counter() - began, path)
 
 
 def learn(job: Job, student: str, loss: str, seed: int, *, path: Path = RESULTS) -> None:
     """Puts one student's test accuracy into the results, if it is not there."""
-    row = f"{student}_{loss}"
+    row = job.row(f"{student}_{loss}")
     if seed not in held_seeds(path, row):
         began = time.perf_counter()
         net = taught(job, student, loss, seed)
@@ -143,9 +155,10 @@ def learn(job: Job, student: str, loss: str, seed: int, *, path: Path = RESULTS)
 
 
 def record(row: str, seed: int, top1: float, seconds: float, path: Path) -> None:
+    data = "".join(f" --data {name}" for name in CHANNELS if row.startswith(name))
     print(row, f"seed {seed}: {top1:.2f} %, {seconds:.0f} s", flush=True)
     add(
-        path, row, seed, top1, unit="%", command="python reproduce/kd_students.py",
+        path, row, seed, top1, unit="%", command=f"python reproduce/kd_students.py{data}",
         hardware=f"{cpu_name()}, {os.cpu_count()} cores", seconds=seconds,
     )  # fmt: skip
 

@@ -268,20 +268,20 @@ STUDENT_LOSSES = {
 }  # fmt: skip
 
 
-def kd_students() -> str:
+def kd_students(prefix: str = "") -> str:
     """Test accuracy of each student by loss; bold: above KD by more than two standard errors of the difference."""
     held = {row["row"]: row for row in rows(RESULTS / "kd_students.json")}
-    if "teacher" not in held:
+    if f"{prefix}teacher" not in held:
         return "Not measured yet."
     lines = ["| student | " + " | ".join(STUDENT_LOSSES.values()) + " |", "|---" * (len(STUDENT_LOSSES) + 1) + "|"]
     for student, title in STUDENTS.items():
         cells = []
         for loss in STUDENT_LOSSES:
-            one, plain = held.get(f"{student}_{loss}"), held.get(f"{student}_kd")
+            one, plain = held.get(f"{prefix}{student}_{loss}"), held.get(f"{prefix}{student}_kd")
             shown = "" if one is None else f"{_cell(one, ' %')} ({len(one['ours'])})"
             cells.append(f"**{shown}**" if one and plain and _beyond(one, plain) else shown)
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    last = held["teacher"]
+    last = held[f"{prefix}teacher"]
     seeds = len(last["ours"])
     return "\n".join(
         [*lines, "", f"Teacher: {_cell(last, ' %')} ({seeds}). In brackets: seeds. {last['hardware']}, {last['date']}; "
@@ -311,11 +311,13 @@ TABLES = {
     "slimming_cifar": (PAGE, slimming_cifar),
     "hinton2015": (ROOT / "docs" / "hinton2015.md", hinton2015),
     "kd_students": (ROOT / "docs" / "hinton2015.md", kd_students),
+    "kd_students_cifar": (ROOT / "docs" / "hinton2015.md", lambda: kd_students("cifar10_")),
     "hinton2015_grid": (ROOT / "docs" / "hinton2015.md", hinton2015_grid),
 }
 SOURCES = (
     dict.fromkeys(("slimming_tuning", "slimming_cifar"), "liu2017_slimming")
     | dict.fromkeys(("hinton2015", "hinton2015_grid"), "hinton2015_mnist")
+    | {"kd_students_cifar": "kd_students"}
     | dict.fromkeys(("han2015_ladder", "han2015_tradeoff", "han2015_sensitivity"), "han2015_mnist")
 )  # result files of other names
 PICTURES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,16 @@ def test_a_student_of_every_loss_is_trained_once(script: ModuleType, job: Any, t
     [row] = importlib.import_module("results").rows(path)
     assert row["row"] == f"shufflenet_v2_{loss}"
     assert 0 <= row["mean"] <= 100
+
+
+def test_rows_of_cifar_are_told_apart_and_have_three_channels(script: ModuleType, job: Any, tmp_path: Path) -> None:
+    colour = dataclasses.replace(job, dataset="cifar10", given=ag.data.load("digits", size=(3, 16, 16)))
+    path = tmp_path / "students.json"
+    script.learn_teacher(colour, 0, path=path)
+    script.learn(colour, "shufflenet_v2", "kd", 0, path=path)
+    held = importlib.import_module("results").rows(path)
+    assert [row["row"] for row in held] == ["cifar10_teacher", "cifar10_shufflenet_v2_kd"]
+    assert {row["command"] for row in held} == {"python reproduce/kd_students.py --data cifar10"}
 
 
 @pytest.mark.parametrize("student", ["mobilenet_v2", "shufflenet_v1", "shufflenet_v2"])
