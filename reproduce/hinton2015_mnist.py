@@ -204,7 +204,7 @@ def make(job: Job, row: str, seed: int, part: str, checkpoint: Path) -> Net:
         source = jittered(pixels, labels)
     elif row == "student_hard":
         source, settings, shape = labelled(pixels, labels), job.hard, {"widths": STUDENT}
-    elif row.startswith("student_best"):
+    elif row == "student_best":
         source, settings, shape = from_shards(job, part), job.best, {"widths": STUDENT}
     else:
         settings, hard = job.soft, job.hard_weight

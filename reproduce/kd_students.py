@@ -92,10 +92,8 @@ class Job:
         folder = self.runs / self.row("teacher") / str(seed)
         if not folder.exists():
             longer = self.recipe.model_copy(update={"epochs": 2 * self.recipe.epochs, "seed": seed})
-            ag.save(
-                fit(start(fresh(TEACHER, seed, CHANNELS[self.dataset]), HardLabels(), self.data, longer), self.data),
-                folder,
-            )
+            net = fresh(TEACHER, seed, self.data.input_shape[0])
+            ag.save(fit(start(net, HardLabels(), self.data, longer), self.data), folder)
         return ag.load(folder)
 
 
@@ -114,7 +112,7 @@ def taps(student: str, loss: str) -> dict[str, Any]:
 
 
 def taught(job: Job, student: str, loss: str, seed: int) -> nn.Module:
-    net = fresh(STUDENTS[student], seed, CHANNELS[job.dataset])
+    net = fresh(STUDENTS[student], seed, job.data.input_shape[0])
     example = next(ag.data.batches(job.data, "train", 2)).inputs
     teacher = None if loss == "alone" else job.teacher(seed)
     objective = Distil(teacher, LOSSES[loss], **taps(student, loss), student=net, example=example)
@@ -142,7 +140,7 @@ def learn_teacher(job: Job, seed: int, *, path: Path = RESULTS) -> None:
     row = job.row("teacher")
     if seed not in held_seeds(path, row):
         began = time.perf_counter()
-        record(row, seed, accuracy(job.teacher(seed), job.data, "test"), time.perf_counter() - began, path)
+        record(job, row, seed, accuracy(job.teacher(seed), job.data, "test"), time.perf_counter() - began, path)
 
 
 def learn(job: Job, student: str, loss: str, seed: int, *, path: Path = RESULTS) -> None:
@@ -151,11 +149,11 @@ def learn(job: Job, student: str, loss: str, seed: int, *, path: Path = RESULTS)
     if seed not in held_seeds(path, row):
         began = time.perf_counter()
         net = taught(job, student, loss, seed)
-        record(row, seed, accuracy(net, job.data, "test"), time.perf_counter() - began, path)
+        record(job, row, seed, accuracy(net, job.data, "test"), time.perf_counter() - began, path)
 
 
-def record(row: str, seed: int, top1: float, seconds: float, path: Path) -> None:
-    data = "".join(f" --data {name}" for name in CHANNELS if row.startswith(name))
+def record(job: Job, row: str, seed: int, top1: float, seconds: float, path: Path) -> None:
+    data = "" if job.dataset == "fashion_mnist" else f" --data {job.dataset}"
     print(row, f"seed {seed}: {top1:.2f} %, {seconds:.0f} s", flush=True)
     add(
         path, row, seed, top1, unit="%", command=f"python reproduce/kd_students.py{data}",
