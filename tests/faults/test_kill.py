@@ -24,6 +24,7 @@ PATIENCE = 60.0  # seconds without a word from a child, and for the survivors of
 QUICK, FULL, FULL_RANKS = 20, 200, 50
 SCRIPT = Path(__file__).with_name("zygote.py")
 LEAST_INSIDE = 0.3  # of the kills
+TRIES = 10  # on a busy machine the word that a run shall be killed at may be heard after its end
 
 
 class Zygote:
@@ -145,21 +146,23 @@ def check_kills(zygote: Zygote, folder: Path, ranks: int, runs: int) -> dict[str
     slowest = 0.0
     for number in range(runs):
         dice = random.Random(number)
-        run = folder / str(number)
-        run.mkdir()
-        for _ in range(dice.choice((1, 2))):
-            life = live(zygote, run, ranks, dice, whole.saved)
-            if -signal.SIGKILL in life.statuses.values():  # else it was done before its moment came
-                kills, inside, slowest = kills + 1, inside + life.inside, max(slowest, life.seconds)
-            steps = sorted((run / "checkpoints").glob("step_*"))
-            assert [damage(path) for path in steps] == [None] * len(steps)
-            newest = int(steps[-1].name[5:]) if steps else 0
-            assert newest >= life.saved  # what was said to be saved is
+        before, tries = kills, 0
+        while kills == before:
+            assert tries < TRIES, "it was always done before its moment came"
+            run, tries = folder / f"{number}_{tries}", tries + 1
+            run.mkdir()
+            for _ in range(dice.choice((1, 2))):
+                life = live(zygote, run, ranks, dice, whole.saved)
+                if -signal.SIGKILL in life.statuses.values():  # else it was done before its moment came
+                    kills, inside, slowest = kills + 1, inside + life.inside, max(slowest, life.seconds)
+                steps = sorted((run / "checkpoints").glob("step_*"))
+                assert [damage(path) for path in steps] == [None] * len(steps)
+                newest = int(steps[-1].name[5:]) if steps else 0
+                assert newest >= life.saved  # what was said to be saved is
         last = live(zygote, run, ranks)
         assert last.statuses == dict.fromkeys(range(ranks), 0)
         assert digest(run / "final") == expected, number
         assert not list((run / "checkpoints").glob(".*"))  # nothing half-written is left
-    assert kills >= runs
     assert runs < QUICK or inside >= LEAST_INSIDE * kills, (inside, kills)
     assert slowest <= PATIENCE
     return {"runs": runs, "kills": kills, "inside a save": inside, "slowest end": round(slowest, 1)}
