@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,6 +111,17 @@ def read_json(path: Path) -> Any:
         raise AerogelError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
+
+
+def read_toml(path: Path, caller: str = "") -> dict[str, Any]:
+    """Raises AerogelError naming the file when it is absent or not TOML."""
+    lead = caller and f"{caller}: "
+    try:
+        return tomllib.loads(read_text(path))
+    except OSError as error:
+        raise AerogelError(f"{lead}cannot read {path}: {error.strerror or error}; name a TOML file") from error
+    except (ValueError, RecursionError) as error:
+        raise AerogelError(f"{lead}{path} is not TOML: {error}") from error
 
 
 def read_text(path: Path) -> str:

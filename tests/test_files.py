@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 
 from aerogel.errors import AerogelError
-from aerogel.files import new_folder, read_json, refuse_existing, replacing, sha256, write_json, write_text
+from aerogel.files import (
+    new_folder,
+    read_json,
+    read_toml,
+    refuse_existing,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -255,6 +264,22 @@ def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(AerogelError, match=r"^cannot read .*: Is a directory$"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"steps: 3", b"\xff\xfe\x00", b"a = " + b"[" * 100_000])
+def test_what_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(AerogelError, match=r"^[^\n]*/a\.toml is not TOML: [^\n]*$"):
+        read_toml(tmp_path / "a.toml")
+    with pytest.raises(AerogelError, match=r"^lint: [^\n]*/a\.toml is not TOML: [^\n]*$"):
+        read_toml(tmp_path / "a.toml", "lint")
+
+
+def test_a_missing_toml_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AerogelError, match=r"^cannot read .*/a\.toml: No such file or directory; name a TOML file$"):
+        read_toml(tmp_path / "a.toml")
+    with pytest.raises(AerogelError, match=r"^--budget: cannot read .*: Is a directory; name a TOML file$"):
+        read_toml(tmp_path, "--budget")
 
 
 def test_sha256(tmp_path: Path) -> None:

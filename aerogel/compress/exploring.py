@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from aerogel.compress.job import lead, open_job
-from aerogel.compress.settings import Settings, read_toml
+from aerogel.compress.settings import Settings
 from aerogel.compress.teaching import as_one, open_teachers
 from aerogel.compress.worth import heard
 from aerogel.console import Console
 from aerogel.distill.temperature import TEMPERATURES
 from aerogel.errors import AerogelError
-from aerogel.files import new_folder, refuse_existing, write_json, write_text
+from aerogel.files import new_folder, read_toml, refuse_existing, write_json, write_text
 from aerogel.report.temperature_page import as_text, render, temperature_report
 from aerogel.train import predict
 

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 import aerogel
-from aerogel.compress.settings import Settings, read_toml, to_toml, validated
+from aerogel.compress.settings import Settings, to_toml, validated
 from aerogel.cost.device import cache_folder
 from aerogel.cost.latency import cpu_name as cpu_name
 from aerogel.data import Dataset
 from aerogel.errors import AerogelError
-from aerogel.files import new_folder, read_json, write_json, write_text
+from aerogel.files import new_folder, read_json, read_toml, write_json, write_text
 from aerogel.nets import NETS
 
 STATE = "state.json"

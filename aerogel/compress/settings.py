@@ -20,7 +20,7 @@ from aerogel.compress.distil_settings import Distillation
 from aerogel.compress.sparse_settings import TELLS, Sparsity, merged, problem
 from aerogel.errors import AerogelError, nearest
 from aerogel.export import split_source
-from aerogel.files import read_text
+from aerogel.files import read_toml
 from aerogel.prune import CRITERIA
 from aerogel.train import Recipe
 
@@ -256,16 +256,6 @@ def validated(values: Mapping[str, Any], source: str = "") -> Settings:
         if not where or (where == "distill" and first["type"] == "value_error"):  # options that do not go together
             raise AerogelError(f"{source}{first['msg'].removeprefix('Value error, ')}") from error
         raise AerogelError(f"{source}option {where}: {first['msg']}, got {first.get('input')!r}") from error
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises AerogelError when the file is absent or not TOML."""
-    try:
-        return tomllib.loads(read_text(path))
-    except OSError as error:
-        raise AerogelError(f"cannot read {path}: {error.strerror}; name an existing TOML file") from error
-    except (ValueError, RecursionError) as error:
-        raise AerogelError(f"{path} is not TOML: {error}") from error
 
 
 def to_toml(settings: Settings) -> str:

@@ -8,8 +8,7 @@ latency is the median measured on the exported file where there is one, else the
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from aerogel.cost.count import Cost, Layer
 from aerogel.cost.device import Device
 from aerogel.cost.roofline import roofline, total_ms
 from aerogel.errors import AerogelError, nearest
-from aerogel.files import read_text
-from aerogel.imports import one_line
+from aerogel.files import read_toml
 
 COUNTS = {"K": 1e3, "M": 1e6, "G": 1e9}
 BYTES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -71,7 +69,7 @@ def quantity(text: str) -> tuple[float, str] | None:
 def parse_budget(text: str) -> tuple[Limit, ...]:
     """The limits of `macs<=320M,params<=4M` or of a .toml file. Raises AerogelError for whatever it cannot read."""
     if text.strip().endswith(".toml"):
-        pairs = _from_file(Path(text.strip()))
+        pairs = list(read_toml(Path(text.strip()), "--budget").items())
     else:
         pairs = [_pair(part) for part in text.split(",")]
     limits = tuple(_limit(name, value) for name, value in pairs)
@@ -169,12 +167,3 @@ def _limit(name: str, value: Any) -> Limit:
         examples = " or ".join(f"{measure}<=3{unit}" for unit in list(units)[-3:])
         raise AerogelError(f"--budget {text}: the limit must be a positive number with its unit; write {examples}")
     return Limit(measure, round(found[0] * units[found[1]], 6), text)  # 2.3M is 2,300,000, not a hair less
-
-
-def _from_file(path: Path) -> Sequence[tuple[str, Any]]:
-    try:
-        return list(tomllib.loads(read_text(path)).items())
-    except OSError as error:
-        raise AerogelError(f"--budget: cannot read {path}: {error.strerror or error}; name a TOML file") from error
-    except (ValueError, RecursionError) as error:
-        raise AerogelError(f'--budget: {path} is not TOML: {one_line(error)}; write macs = "320M"') from error

@@ -8,7 +8,6 @@ kernels reaches on the measured server CPU: an estimate, and marked as one.
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aerogel.errors import AerogelError, nearest
-from aerogel.files import read_text, write_text
-from aerogel.imports import one_line
+from aerogel.files import read_toml, write_text
 
 PROFILES = Path(__file__).parent / "devices"
 THIS = "this"
@@ -98,14 +96,11 @@ def cache_folder() -> Path:
 def read(path: Path) -> Device:
     """Raises AerogelError naming the file and the entry at fault."""
     try:
-        held = tomllib.loads(read_text(path))
-        found = Device(**held)
+        found = Device.model_validate(read_toml(path, "device"))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "profile"
         raise AerogelError(f"device: {path}: {entry}: {first['msg']}; see the profiles in {PROFILES}") from error
-    except (OSError, ValueError, RecursionError, TypeError) as error:
-        raise AerogelError(f"device: {path} cannot be read: {one_line(error)}; give a profile in TOML") from error
     for family in found.gmacs:
         if family not in FALLBACK.keys() | NEEDED:
             known = nearest(family, FALLBACK.keys() | NEEDED)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from aerogel.data.batching import batches
 from aerogel.data.dataset import SPLITS, Dataset, Split, fingerprint_of
 from aerogel.data.files import Lazy
 from aerogel.errors import AerogelError, DataError
-from aerogel.files import new_folder, read_json, refuse_existing, sha256, write_json
+from aerogel.files import check_free, new_folder, read_json, refuse_existing, sha256, write_json
 from aerogel.imports import one_line
 
 MANIFEST = "manifest.json"
@@ -75,7 +74,9 @@ def write_packed(dataset: Dataset, out: str | Path) -> None:
     """
     out = Path(out).expanduser()
     refuse_existing(out, "data pack")
-    _check_room(dataset, out)
+    images, shape = sum(len(getattr(dataset, name)) for name in SPLITS), "x".join(map(str, dataset.input_shape))
+    need = images * (math.prod(dataset.input_shape) + 8)
+    check_free(out, need, f"{images:,} packed images of {shape} (a smaller --input makes them smaller)")
     with new_folder(out, "data pack") as temp:
         splits = {name: _write_split(getattr(dataset, name), temp / name) for name in SPLITS}
         held = {
@@ -228,14 +229,3 @@ def _read_split(folder: Path, held: PackedSplit, size: tuple[int, int, int]) -> 
 
 def _sha256_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_room(dataset: Dataset, out: Path) -> None:
-    need = sum(len(getattr(dataset, name)) for name in SPLITS) * (math.prod(dataset.input_shape) + 8)
-    folder = next(place for place in (out.absolute(), *out.absolute().parents) if place.is_dir())
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise AerogelError(
-            f"data pack: {out} needs {need / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free there; "
-            "make room, name another --out or give a smaller --input"
-        )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aerogel.compress.settings import Settings, read_toml, resolve, to_toml, validated
+from aerogel.compress.settings import Settings, resolve, to_toml, validated
 from aerogel.errors import AerogelError
 from aerogel.train import Recipe
 
@@ -175,16 +175,6 @@ def test_an_option_at_fault_is_named(text: str, message: str, tmp_path: Path) ->
 def test_what_is_missing_is_named_with_its_option(left: dict[str, str], remedy: str) -> None:
     with pytest.raises(AerogelError, match=remedy):
         resolve(left, None)
-
-
-def test_a_file_that_is_absent_or_not_toml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AerogelError, match=r"cannot read .*none\.toml: No such file or directory; name an existing"):
-        read_toml(tmp_path / "none.toml")
-    with pytest.raises(AerogelError, match=r"some\.toml is not TOML: .*line 1"):
-        read_toml(config(tmp_path, "steps: 3\n"))
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(AerogelError, match=r"binary\.toml is not TOML"):
-        read_toml(tmp_path / "binary.toml")
 
 
 @given(

@@ -58,7 +58,7 @@ def test_a_machine_that_was_not_measured_says_how_to(tmp_path: Path, monkeypatch
     ("text", "message"),
     [
         ("name = 3", r"it\.toml: name"),
-        ("not toml", r"it\.toml cannot be read"),
+        ("not toml", r"it\.toml is not TOML"),
         ("speed = 3", r"it\.toml: \w+"),
     ],
 )

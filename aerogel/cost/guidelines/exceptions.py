@@ -11,7 +11,6 @@ from __future__ import annotations
 import linecache
 import re
 import sys
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,9 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from aerogel.cost.count import Layer
 from aerogel.cost.guidelines.finding import RULES, Finding
 from aerogel.errors import AerogelError, nearest
-from aerogel.files import read_text
+from aerogel.files import read_toml
 from aerogel.graph import Graph
-from aerogel.imports import one_line
 
 COMMENT = re.compile(r"#\s*aerogel:\s*allow\s+([\w-]+(?:\s*,\s*[A-Za-z]\d[\w-]*)*)")
 
@@ -107,13 +105,11 @@ def settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     try:
-        return Settings(**tomllib.loads(read_text(path)))
+        return Settings.model_validate(read_toml(path, "lint"))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"]))
         raise AerogelError(f"lint: {path}: {entry}: {first['msg']}; give device, allow, fail_on") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise AerogelError(f"lint: {path} cannot be read: {one_line(error)}; give device, allow, fail_on") from error
 
 
 def exceeded(findings: Iterable[Finding], limits: Iterable[str]) -> list[str]:
