@@ -9,28 +9,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported, and else keeps a log
 __all__ = [
-    "AerogelError",
-    "capture",
-    "cost",
-    "data",
-    "distill",
-    "export",
-    "load",
-    "nets",
-    "prune",
-    "recover",
-    "save",
-    "sparse",
-    "train",
-]
-
+    "AerogelError", "capture", "cost", "data", "distill", "export", "load", "nets", "prune", "recover", "save",
+    "sparse", "train",
+]  # fmt: skip
 _HOME = {
-    "AerogelError": "aerogel.errors",
-    "capture": "aerogel.graph",
-    "load": "aerogel.export",
-    "recover": "aerogel.compress.again",
-    "save": "aerogel.export",
-}
+    "AerogelError": "aerogel.errors", "capture": "aerogel.graph", "load": "aerogel.export",
+    "recover": "aerogel.compress.again", "save": "aerogel.export",
+}  # fmt: skip
 
 if TYPE_CHECKING:
     from aerogel import cost, data, distill, export, nets, prune, sparse, train
