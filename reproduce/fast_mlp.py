@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from aerogel.data.batching import batch_count, batch_rows
+from aerogel.export.verify import flushing_denormals
 from aerogel.files import replacing
 from aerogel.nets.blocks import Net
 from aerogel.train import Recipe
@@ -40,13 +41,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 class FastMLP:
     """Trains `net`, an `mlp`, in place: one `step` a batch. Its dropout rates are rounded to 256ths; its max_norm is
-    the longest incoming weight vector of a hidden unit. dtype: of the matrix products."""
+    the longest incoming weight vector of a hidden unit. dtype: of the matrix products. mean: float (d,), taken from
+    every image, of which the first layer then knows only what is left, until `fold`."""
 
-    def __init__(self, net: Net, recipe: Recipe, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, net: Net, recipe: Recipe, dtype: torch.dtype = torch.bfloat16, mean: Tensor | None = None
+    ) -> None:
         layers = [layer for layer in net.features if isinstance(layer, nn.Linear)]
         drops = [round(layer.p * 256) for layer in net.features if isinstance(layer, nn.Dropout)]
         self.drops, self.hidden, self.top = drops, layers, net.classifier.fc
         self.max_norm, self.dtype = net.spec["args"]["max_norm"], dtype
+        self.mean = None if mean is None else mean.to(dtype)
         self.optimizer = _optimizer(net, recipe)
         for weight in net.parameters():
             weight.grad = torch.zeros_like(weight)
@@ -56,7 +61,8 @@ class FastMLP:
     def step(self, pixels: Tensor, loss: Loss, lr: float, rng: np.random.Generator) -> float:
         """pixels: uint8 (n, d), read as [0, 1]. Gives back the loss."""
         with torch.no_grad():
-            held = [self._dropped(pixels.to(self.dtype).mul_(1 / 255), 0, rng)]
+            x = pixels.to(self.dtype).mul_(1 / 255)
+            held = [self._dropped(x if self.mean is None else x.sub_(self.mean), 0, rng)]
             for number, (layer, weight) in enumerate(zip(self.hidden, self.copies, strict=True), start=1):
                 z = torch.addmm(layer.bias.to(self.dtype), held[-1], weight.t())
                 held.append(self._dropped(z.relu_(), number, rng))
@@ -76,6 +82,13 @@ class FastMLP:
                     back = back @ self.copies[number]
             self._update(lr)
         return value.item()
+
+    def fold(self) -> None:
+        """Has the network read images as they are: W (x - mean) + b = W x + (b - W mean)."""
+        if self.mean is not None:
+            with torch.no_grad():
+                self.hidden[0].bias.sub_(self.hidden[0].weight @ self.mean.float())
+            self.mean = None
 
     def _dropped(self, units: Tensor, place: int, rng: np.random.Generator) -> Tensor:
         rate = self.drops[place]
@@ -117,15 +130,19 @@ def _set(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
     layer.bias.grad.copy_(bias)
 
 
+@flushing_denormals()  # to which momenta of the weights of rare pixels fade: four times as slow
 def train(
-    net: Net, source: Source, length: int, recipe: Recipe, checkpoint: Path | None = None, every: float = 60.0
-) -> Net:
+    net: Net, source: Source, length: int, recipe: Recipe, checkpoint: Path | None = None, every: float = 60.0,
+    mean: Tensor | None = None,
+) -> Net:  # fmt: skip
     """`recipe.epochs` passes over `length` rows, in a fresh order each; `checkpoint` is written every so many seconds.
 
+    mean: of the images, float (d,) in [0, 1]; the steps then see images without it. Gradients of the first layer are no
+    longer all along the mean image, and the same steps get further.
     Of the recipe these count: epochs, batch_size, lr, schedule, warmup, optimizer, momentum (Nesterov's), weight_decay,
     seed.
     """
-    fast = FastMLP(net, recipe)
+    fast = FastMLP(net, recipe, mean=mean)
     first = _go_on(fast, net, checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     per_epoch, epochs, saved = batch_count(length, recipe.batch_size), round(recipe.epochs), time.monotonic()
     for epoch in range(first, epochs):
@@ -138,6 +155,7 @@ def train(
         if checkpoint is not None and time.monotonic() - saved > every and epoch + 1 < epochs:
             _save(fast, net, checkpoint, epoch + 1)
             saved = time.monotonic()
+    fast.fold()
     return net.eval()
 
 

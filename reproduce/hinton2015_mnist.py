@@ -11,10 +11,11 @@ Networks that choose something are trained on "fit"; with what they chose others
   to 0 (teacher_first), and from there once more. Students share the teacher of seed 0.
 - student_hard: 784-800-800-10 on the labels alone. student_soft_T20: the same on them and, "the additional task", on
   the teacher's soft targets at T = 20, images not moved. student_soft_alone: on the soft targets without the labels.
-  These start from small weights. grid_*: widths and temperatures, soft targets alone, on validation.
-- no_threes, only_7_8: as student_soft_T20 without 3s, with 7s and 8s alone, by Adam from He's weights.
-  bias_validation: the omitted class's bias (those of 7 and 8) moved by what is best on validation for one network of
-  "fit"; bias_test: as in the paper, by what is best on the test images, which no one may know.
+- no_threes, only_7_8: as student_soft_T20 without 3s, with 7s and 8s alone. bias_validation: the omitted class's bias
+  (those of 7 and 8) moved by what is best on validation for one network of "fit"; bias_test: as in the paper, by what
+  is best on the test images, which no one may know.
+  All these students start from small weights, and those of soft targets learn from images less their mean image.
+- grid_*: widths and temperatures, soft targets alone, on validation; the teacher is teacher_first.
 - student_best: the student of 784-800-800-10 again, taught without labels by several small convolutional networks
   (their geometric mean) on affine and elastic views, some of them mixed (function matching, Beyer et al. 2022,
   arXiv:2106.05237). The views are made once and kept with the teachers' logits for exactly these pixels; all seeds
@@ -62,7 +63,8 @@ STUDENT = "800-800"
 WIDTHS, TEMPERATURES = (30, 100, 300, 800), (1.0, 2.0, 2.5, 4.0, 8.0, 20.0, 40.0)
 OMITTED = {"no_threes": (range(10), (3,)), "only_7_8": ((7, 8), ())}  # classes kept, of them left out
 SHIFTED = {"no_threes": (3,), "only_7_8": (7, 8)}  # whose biases are moved
-STUDENTS = ("student_hard", "student_soft_T20", "student_soft_alone", "student_best")  # they start from small weights
+CENTRED = ("student_soft_T20", "student_soft_alone", *OMITTED)  # the mean image is taken away, then folded into a bias
+SMALL = ("student_hard", "student_best", *CENTRED)  # the weights that they start from
 SHIFTS = np.arange(-20, 20.05, 0.1)
 PAPER = {
     "teacher": 67, "student_hard": 146, "student_soft_T20": 74, "no_threes": 206, "no_threes_on_3s": 133,
@@ -162,7 +164,6 @@ class Job:
     teacher: Recipe = field(default_factory=lambda: recipe(300, 0.3))
     hard: Recipe = field(default_factory=lambda: recipe(20, 0.2, batch_size=200))
     soft: Recipe = field(default_factory=lambda: recipe(40, 0.06, batch_size=200))
-    omitted: Recipe = field(default_factory=lambda: recipe(40, 0.002, optimizer="adamw"))
     grid: Recipe = field(default_factory=lambda: recipe(12, 0.002, optimizer="adamw"))
     cnn: Recipe = field(default_factory=lambda: recipe(20, 0.2, batch_size=250, weight_decay=1e-4))
     best: Recipe = field(default_factory=lambda: recipe(300, 0.004, optimizer="adamw"))
@@ -170,7 +171,7 @@ class Job:
     shards: int = 40
     mix: float = 0.5
     hard_weight: float = 1.0  # of the labels beside soft targets at T = 20
-    starts: tuple[float, ...] = (0.25, 0.5, 0.5)  # of STUDENTS: shares of He's standard deviation, by layer
+    starts: tuple[float, ...] = (0.25, 0.5, 0.5)  # of SMALL: shares of He's standard deviation, by layer
     temperature: float = 20.0  # of student_best
     teachers: dict[str, int] = field(default_factory=lambda: {"all": 1, "fit": 1})  # of how many seeds students learn
 
@@ -211,21 +212,22 @@ def make(job: Job, row: str, seed: int, part: str, checkpoint: Path) -> Net:
         width, temperature, kept = STUDENT, 20.0, torch.ones(len(labels), dtype=torch.bool)
         if row in OMITTED:
             classes, out = OMITTED[row]
-            settings, kept = job.omitted, torch.isin(labels, torch.tensor([c for c in classes if c not in out]))
+            kept = torch.isin(labels, torch.tensor([c for c in classes if c not in out]))
         elif row == "student_soft_alone":
             hard = 0.0
         elif row != "student_soft_T20":
             units, temperature, settings, hard = *grid_cell(row), job.grid, 0.0
             width = f"{units}-{units}"
         taught = pixels[kept]
-        targets = logits_of(job.network(*teacher_of(job, seed, part), part), taught)
+        targets = logits_of(job.network(teacher_of(row), seed % job.teachers[part], part), taught)
         source = softened(taught, targets, temperature, labels[kept], hard)
         pixels, shape = taught, {"widths": width}
     torch.manual_seed(seed)
     net = job.network("teacher_first", seed, part) if row == "teacher" else ag.nets.build("mlp", **shape)
-    if row in STUDENTS:
+    if row in SMALL:
         shrink(net, job.starts)
-    return train(net, source, len(pixels), settings.model_copy(update={"seed": seed}), checkpoint)
+    mean = pixels.float().mean(dim=0) / 255 if row in CENTRED else None
+    return train(net, source, len(pixels), settings.model_copy(update={"seed": seed}), checkpoint, mean=mean)
 
 
 def shrink(net: Net, scales: tuple[float, ...]) -> None:
@@ -236,9 +238,9 @@ def shrink(net: Net, scales: tuple[float, ...]) -> None:
             layer.weight.mul_(scale)
 
 
-def teacher_of(job: Job, seed: int, part: str) -> tuple[str, int]:
-    """Row and seed of a student's teacher; what only chooses makes do with the first run of epochs."""
-    return "teacher" if part == "all" else "teacher_first", seed % job.teachers[part]
+def teacher_of(row: str) -> str:
+    """Whose student the row is; the grid makes do with the first run of epochs."""
+    return "teacher_first" if row.startswith("grid_") else "teacher"
 
 
 def grid_cell(row: str) -> tuple[int, float]:
