@@ -113,15 +113,15 @@ def read_json(path: Path) -> Any:
         raise AerogelError(f"{path} is not JSON ({error}); it is corrupt or not a file of aerogel's") from error
 
 
-def read_toml(path: Path, caller: str = "") -> dict[str, Any]:
-    """Raises AerogelError naming the file when it is absent or not TOML."""
+def read_toml(path: Path, caller: str = "", remedy: str = "name an existing TOML file") -> dict[str, Any]:
+    """Raises AerogelError naming the file when it is absent or not TOML, and the remedy."""
     lead = caller and f"{caller}: "
     try:
         return tomllib.loads(read_text(path))
     except OSError as error:
-        raise AerogelError(f"{lead}cannot read {path}: {error.strerror or error}; name a TOML file") from error
+        raise AerogelError(f"{lead}cannot read {path}: {error.strerror or error}; {remedy}") from error
     except (ValueError, RecursionError) as error:
-        raise AerogelError(f"{lead}{path} is not TOML: {error}") from error
+        raise AerogelError(f"{lead}{path} is not TOML: {error}; {remedy}") from error
 
 
 def read_text(path: Path) -> str:

@@ -266,20 +266,26 @@ def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
         read_json(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"steps: 3", b"\xff\xfe\x00", b"a = " + b"[" * 100_000])
-def test_what_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"steps: 3\n", "line 1"), (b"\xff\xfe\x00", "0xff"), (b"a = " + b"[" * 100_000, "recursion")]
+)
+def test_what_is_not_toml_is_named(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes(content)
-    with pytest.raises(AerogelError, match=r"^[^\n]*/a\.toml is not TOML: [^\n]*$"):
+    with pytest.raises(
+        AerogelError, match=rf"^[^\n]*/a\.toml is not TOML: [^\n]*{told}[^\n]*; name an existing TOML file$"
+    ):
         read_toml(tmp_path / "a.toml")
-    with pytest.raises(AerogelError, match=r"^lint: [^\n]*/a\.toml is not TOML: [^\n]*$"):
-        read_toml(tmp_path / "a.toml", "lint")
+    with pytest.raises(AerogelError, match=rf"^lint: [^\n]*/a\.toml is not TOML: [^\n]*{told}[^\n]*; give allow$"):
+        read_toml(tmp_path / "a.toml", "lint", "give allow")
 
 
 def test_a_missing_toml_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AerogelError, match=r"^cannot read .*/a\.toml: No such file or directory; name a TOML file$"):
+    with pytest.raises(
+        AerogelError, match=r"^cannot read .*/a\.toml: No such file or directory; name an existing TOML"
+    ):
         read_toml(tmp_path / "a.toml")
-    with pytest.raises(AerogelError, match=r"^--budget: cannot read .*: Is a directory; name a TOML file$"):
-        read_toml(tmp_path, "--budget")
+    with pytest.raises(AerogelError, match=r"^--budget: cannot read .*: Is a directory; name another$"):
+        read_toml(tmp_path, "--budget", "name another")
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def quantity(text: str) -> tuple[float, str] | None:
 def parse_budget(text: str) -> tuple[Limit, ...]:
     """The limits of `macs<=320M,params<=4M` or of a .toml file. Raises AerogelError for whatever it cannot read."""
     if text.strip().endswith(".toml"):
-        pairs = list(read_toml(Path(text.strip()), "--budget").items())
+        pairs = list(read_toml(Path(text.strip()), "--budget", 'name a TOML file with macs = "320M"').items())
     else:
         pairs = [_pair(part) for part in text.split(",")]
     limits = tuple(_limit(name, value) for name, value in pairs)

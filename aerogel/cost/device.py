@@ -96,7 +96,7 @@ def cache_folder() -> Path:
 def read(path: Path) -> Device:
     """Raises AerogelError naming the file and the entry at fault."""
     try:
-        found = Device.model_validate(read_toml(path, "device"))
+        found = Device.model_validate(read_toml(path, "device", "give a profile in TOML"))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "profile"

@@ -58,7 +58,7 @@ def test_a_machine_that_was_not_measured_says_how_to(tmp_path: Path, monkeypatch
     ("text", "message"),
     [
         ("name = 3", r"it\.toml: name"),
-        ("not toml", r"it\.toml is not TOML"),
+        ("not toml", r"^device: .*it\.toml is not TOML: .*; give a profile in TOML$"),
         ("speed = 3", r"it\.toml: \w+"),
     ],
 )

@@ -53,7 +53,7 @@ def test_its_work_is_counted_as_the_other_padding_s(name: str) -> None:
     assert not costs[0].uncounted
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", pytest.param("mobilenet_v3_small", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small"])
 def test_it_is_cut_saved_and_exported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = ag.nets.build(name, padding="same", **SMALL).eval(), torch.randn(1, 3, 64, 64)

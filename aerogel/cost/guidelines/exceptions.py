@@ -105,7 +105,7 @@ def settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     try:
-        return Settings.model_validate(read_toml(path, "lint"))
+        return Settings.model_validate(read_toml(path, "lint", "give device, allow, fail_on"))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"]))
